@@ -1,0 +1,28 @@
+package control
+
+import (
+	"context"
+	"io"
+)
+
+// Backend is what the appliance offers through the socket. A method that fails returns an *Error where the operator can do
+// something about it; any other error crosses as CodeInternal. A cancelled ctx means that the client has gone away: waiting
+// ends, work that was begun does not.
+//
+// To offer more, add a method here, a route in the server and a method of the same shape to Client.
+type Backend interface {
+	// Status reports one VM, or all for "". CodeNotFound if there is no such VM.
+	Status(ctx context.Context, vm string) (Status, error)
+	// Points lists the recovery points of a VM, oldest first.
+	Points(ctx context.Context, vm string) (Points, error)
+	// Sync seals the VM now and ships, trying at once what waits for a retry. With wait it returns when the epoch has become
+	// a point, or is known not to become one. progress is called from one goroutine at a time and may be slow.
+	Sync(ctx context.Context, vm string, wait bool, progress func(Progress)) (SyncResult, error)
+	// Resync has a disk of the VM, or with disk "" all of them, compared. It returns when the comparison is done, unless the
+	// options make it wait for the window: then at once.
+	Resync(ctx context.Context, vm, disk string, opts ResyncOptions, progress func(Progress)) (Resync, error)
+	// JournalCheck proves the journal's invariants.
+	JournalCheck(ctx context.Context) error
+	// JournalDump writes the journal as text, for people.
+	JournalDump(ctx context.Context, w io.Writer) error
+}
