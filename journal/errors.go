@@ -1,0 +1,37 @@
+package journal
+
+import "errors"
+
+var (
+	// ErrNewer: the store was written by a newer version; nothing in it was touched.
+	ErrNewer = errors.New("journal: store has a newer format")
+	// ErrFormat: a record of the store does not parse, or breaks an invariant.
+	ErrFormat = errors.New("journal: bad record")
+	// ErrSealed: the VM has a sealed epoch outstanding.
+	ErrSealed = errors.New("journal: an epoch is sealed and not ended")
+	// ErrEnded: the sealed epoch has ended.
+	ErrEnded = errors.New("journal: epoch has ended")
+	// ErrVoid: the sealed epoch is void; its capture must stop and merge it back.
+	ErrVoid = errors.New("journal: epoch is void")
+	// ErrNotListed: a block read through a sealed view is not on its capture list.
+	ErrNotListed = errors.New("journal: block is not on the capture list")
+	// ErrReadTwice: a listed block was read through the sealed view before.
+	ErrReadTwice = errors.New("journal: block was read before")
+	// ErrNotSettled: the sealed epoch's old writers are not done; call Wait first.
+	ErrNotSettled = errors.New("journal: epoch has writers in flight")
+	// ErrTooLarge: a change reaches beyond MaxFileSize.
+	ErrTooLarge = errors.New("journal: beyond the largest image size")
+	// ErrFailing: the store does not take commits.
+	ErrFailing = errors.New("journal: store is failing")
+	// ErrUntracked: neither the store nor the image took a record of the change,
+	// so it must not happen (I9).
+	ErrUntracked = errors.New("journal: change cannot be tracked")
+	// ErrExists: the VM has a disk of that name attached.
+	ErrExists = errors.New("journal: disk is attached already")
+	// ErrBusy: a write is in flight.
+	ErrBusy = errors.New("journal: writes are in flight")
+	// ErrClosed: the journal is closed.
+	ErrClosed = errors.New("journal: closed")
+	// ErrNotFound: no such document or disk.
+	ErrNotFound = errors.New("journal: not found")
+)
