@@ -1,0 +1,103 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+)
+
+// Deps is what the commands need from outside.
+type Deps struct {
+	// Version is the release, as `version` prints it.
+	Version        string
+	Stdout, Stderr io.Writer
+	// Terminal says that Stderr is one, so that progress may be drawn over itself.
+	Terminal bool
+	// Now is the clock of ages and rates.
+	Now func() time.Time
+
+	// Serve runs the appliance until ctx ends.
+	Serve func(ctx context.Context, c *config.Config, log *slog.Logger) error
+
+	// Points, Export and Verify work on the target alone: no daemon, no local state. They return *control.Error for what an
+	// operator can do something about; Verify returns one with ExitDiffers, and its result, if it found differences.
+	Points func(ctx context.Context, t config.Target, vm string) (control.Points, error)
+	Export func(ctx context.Context, t config.Target, req ExportRequest, progress func(control.Progress)) (ExportResult, error)
+	Verify func(ctx context.Context, t config.Target, req VerifyRequest, progress func(control.Progress)) (VerifyResult, error)
+
+	// JournalCheck and JournalDump open the journal themselves, for when no appliance does.
+	JournalCheck func(ctx context.Context, c *config.Config) error
+	JournalDump  func(ctx context.Context, c *config.Config, w io.Writer) error
+
+	// ImageInfo reads an image file's headers.
+	ImageInfo func(path string) (ImageInfo, error)
+}
+
+// ExportRequest asks for the disks of a point as files.
+type ExportRequest struct {
+	VM string
+	// Disk is one disk, "" all of them.
+	Disk  string
+	Point PointSpec
+	// Output is a file for one disk and a directory for all.
+	Output string
+	// Format is "vhd" or "raw"; "" keeps each disk's own.
+	Format string
+	// Force allows to overwrite files.
+	Force bool
+}
+
+// ExportResult is what was written. Time is the point's.
+type ExportResult struct {
+	VM    string         `json:"vm"`
+	Point string         `json:"point"`
+	Time  time.Time      `json:"time"`
+	Files []ExportedFile `json:"files"`
+}
+
+// ExportedFile is one disk, written. Size is the file's in bytes.
+type ExportedFile struct {
+	Disk   string `json:"disk"`
+	Path   string `json:"path"`
+	Format string `json:"format"`
+	Size   int64  `json:"size"`
+}
+
+// VerifyRequest asks to prove the disks of a point against the checksums in its record.
+type VerifyRequest struct {
+	VM string
+	// Disk is one disk, "" all of them.
+	Disk  string
+	Point PointSpec
+}
+
+// VerifyResult says what was found. Time is the point's.
+type VerifyResult struct {
+	VM    string         `json:"vm"`
+	Point string         `json:"point"`
+	Time  time.Time      `json:"time"`
+	Disks []VerifiedDisk `json:"disks"`
+}
+
+// VerifiedDisk is one disk, read whole. Sums are CRC-64/NVME in hex.
+type VerifiedDisk struct {
+	Disk     string `json:"disk"`
+	Size     int64  `json:"size"`
+	Recorded string `json:"recorded"`
+	Found    string `json:"found"`
+	Match    bool   `json:"match"`
+}
+
+// ImageInfo is what `image info` prints. Sizes are in bytes.
+type ImageInfo struct {
+	File        string   `json:"file"`
+	Format      string   `json:"format"`
+	FileSize    int64    `json:"file_size"`
+	VirtualSize int64    `json:"virtual_size"`
+	ID          string   `json:"id,omitempty"`
+	Notes       []string `json:"notes,omitempty"`
+}

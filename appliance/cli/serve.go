@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	var debug bool
+	cmd := a.command(spec{
+		use: "serve", short: "Run the appliance", args: cobra.NoArgs,
+		long: "Mounts the stores, records changes and replicates them until it is told to stop (SIGTERM, SIGINT). This is what\n" +
+			"the systemd unit runs. SIGHUP reads the configuration again. The log goes to standard error.",
+		exits: []control.Exit{control.ExitConfig, control.ExitRefused},
+		run: func(ctx context.Context, _ []string) error {
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			return a.Serve(ctx, c, slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: level})))
+		},
+	})
+	cmd.Flags().BoolVar(&debug, "debug", false, "log more")
+	return cmd
+}
+
+func (a *app) checkConfigCommand() *cobra.Command {
+	var effective bool
+	cmd := a.command(spec{
+		use: "check-config", short: "Check the configuration", args: cobra.NoArgs,
+		long: "Every key that is unknown, given twice, out of its range or in contradiction with another is named with file, line\n" +
+			"and column, all of them at once. Nothing but the file is looked at; preflight looks at the rest.",
+		exits: []control.Exit{control.ExitConfig},
+		run: func(context.Context, []string) error {
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
+			if !effective {
+				return a.print("%s: ok", c.Path)
+			}
+			text, err := c.Marshal()
+			if err != nil {
+				return err
+			}
+			_, err = a.Stdout.Write(text)
+			return err
+		},
+	})
+	cmd.Flags().BoolVar(&effective, "print", false, "print the configuration in force, defaults included")
+	return cmd
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := a.command(spec{
+		use: "version", short: "Print the version", args: cobra.NoArgs,
+		long: "The release, the Go version it was built with, and the platform.",
+		run: func(context.Context, []string) error {
+			platform := runtime.GOOS + "/" + runtime.GOARCH
+			if asJSON {
+				return a.printJSON(map[string]string{"version": a.Version, "go": runtime.Version(), "platform": platform})
+			}
+			return a.print("vhdrelay %s %s %s", a.Version, runtime.Version(), platform)
+		},
+	})
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
