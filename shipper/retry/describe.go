@@ -48,13 +48,13 @@ func Describe(err error) (class Class, code, cause, action string) {
 		return Recoverable, "", "", ""
 	}
 	v := judge(err)
-	if c, ok := errors.AsType[Classified](err); ok {
+	if c, ok := answer[Classified](err); ok {
 		v.class = c.RetryClass()
 	}
-	if c, ok := errors.AsType[Coded](err); ok && c.ErrorCode() != "" {
+	if c, ok := answer[Coded](err); ok && c.ErrorCode() != "" {
 		v.code = c.ErrorCode()
 	}
-	if a, ok := errors.AsType[Advised](err); ok && a.ErrorAction() != "" {
+	if a, ok := answer[Advised](err); ok && a.ErrorAction() != "" {
 		v.action = a.ErrorAction()
 	}
 	if v.action == "" {
@@ -67,6 +67,14 @@ func Describe(err error) (class Class, code, cause, action string) {
 func Classify(err error) Class {
 	class, _, _, _ := Describe(err)
 	return class
+}
+
+// answer finds the outermost error of the chain that implements T; unlike
+// errors.AsType it takes interfaces that are not errors themselves.
+func answer[T any](err error) (T, bool) {
+	var t T
+	ok := errors.As(err, &t)
+	return t, ok
 }
 
 func defaultAction(c Class) string {

@@ -107,10 +107,10 @@ func (p Policy) repeatable(err error) bool {
 	if Classify(err) != Recoverable {
 		return false
 	}
-	if f, ok := errors.AsType[final](err); ok && f.SameAnswer() {
+	if f, ok := answer[final](err); ok && f.SameAnswer() {
 		return false
 	}
-	u, ok := errors.AsType[unsure](err)
+	u, ok := answer[unsure](err)
 	return p.Idempotent || p.Mend != nil || !ok || !u.OutcomeUnknown()
 }
 
@@ -126,7 +126,7 @@ func (p Policy) mend(ctx context.Context, cause error) (done bool, err error) {
 }
 
 func delayOf(err error) time.Duration {
-	if d, ok := errors.AsType[Delayed](err); ok {
+	if d, ok := answer[Delayed](err); ok {
 		return d.RetryDelay()
 	}
 	return 0

@@ -61,6 +61,18 @@ func CheckPut(off int64, n int) error {
 	return CheckPages(off, int64(n), MaxPages)
 }
 
+// MaxSequence is the largest sequence number: Azurite loses precision above
+// (AZURE.md 0.8).
+const MaxSequence = 1<<53 - 1
+
+// CheckSequence refuses numbers a blob cannot have.
+func CheckSequence(sequence int64) error {
+	if sequence < 0 || sequence > MaxSequence {
+		return fmt.Errorf("%w: sequence number %d", ErrRange, sequence)
+	}
+	return nil
+}
+
 // CheckObject refuses small objects above MaxObject.
 func CheckObject(data []byte) error {
 	if len(data) > MaxObject {

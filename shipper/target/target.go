@@ -10,6 +10,13 @@
 // caller has encoded them (package catalog). Implementations refuse others with
 // ErrName before anything is sent.
 //
+// No name is the parent of another ("a" and "a/b"). A name belongs either to a
+// small object or to a page blob.
+//
+// # Durability
+//
+// A method that returned nil has its effect on stable storage.
+//
 // # Errors
 //
 // Every error of every method is a *Error, also where a context ended: the
