@@ -1,28 +1,197 @@
 package fs
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"path/filepath"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
+
+const (
+	// DefaultMaxBackground is how many asynchronous requests the kernel keeps in flight per mount: two disks at queue
+	// depth 32.
+	DefaultMaxBackground = 64
+
+	// maxWrite is the largest READ and WRITE, in bytes; more needs a raised fs.fuse.max_pages_limit.
+	maxWrite = 1 << 20
+
+	fsType = "vhdrelay" // the mount's type is fuse.vhdrelay
+)
+
+// capabilities are asked of the kernel beyond go-fuse's own: shared mmap on disks (6.6), parallel requests for one
+// asynchronous O_DIRECT file, O_TRUNC inside OPEN, and no lookups for a plain ls. A kernel without one goes on
+// without it.
+const capabilities = fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO
+
+// refused are capabilities go-fuse would accept: passthrough writes around the shim.
+const refused = fuse.CAP_PASSTHROUGH
 
 // Options say what to serve and where.
 type Options struct {
-	Name       string // of the store, shown as fsname=vhdrelay:<name>; default: base name of Mount
-	Source     string // directory with the images
-	Mount      string // empty directory
-	Volumes    Volumes
-	Log        *slog.Logger
-	Debug      bool // log every request
-	AllowOther bool // let users other than the daemon's in; needed by every hypervisor that drops root
+	Name          string       // of the store, shown as fsname=vhdrelay:<name>; default: base name of Mount
+	Source        string       // directory with the images
+	Mount         string       // empty directory, outside of Source
+	Volumes       Volumes      // nil: everything is served untracked
+	Log           *slog.Logger // nil: nothing is logged
+	Debug         bool         // log every request, at debug level
+	AllowOther    bool         // let users other than the daemon's in; needed by every hypervisor that drops root
+	MaxBackground int          // default DefaultMaxBackground
 }
 
 // Server is a mounted store.
-type Server struct{}
+type Server struct {
+	store *store
+	fuse  *fuse.Server
+	mount string
+	done  chan struct{}
+}
 
 // Mount serves opts.Source at opts.Mount. When it returns without an error, requests are answered.
-func Mount(opts Options) (*Server, error) { return &Server{}, nil }
+//
+// It needs root. A mount point that a crashed daemon left behind is detached first; one with a living file system on
+// it is ErrMounted. The directory below the mount is made mode 0 and, where the file system can, immutable, and stays
+// so: see ReleaseMountPoint.
+func Mount(opts Options) (*Server, error) {
+	opts, err := opts.complete()
+	if err != nil {
+		return nil, err
+	}
+	if err := guard(opts.Mount); err != nil {
+		return nil, err
+	}
+	s, err := newStore(opts.Source, opts.Volumes, opts.Log)
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", opts.Source, err)
+	}
+	srv, err := fuse.NewServer(s, opts.Mount, opts.fuse())
+	if err != nil {
+		s.OnUnmount()
+		return nil, fmt.Errorf("mount %s: %w", opts.Mount, err)
+	}
+	m := &Server{store: s, fuse: srv, mount: opts.Mount, done: make(chan struct{})}
+	go func() {
+		defer close(m.done)
+		srv.Serve()
+	}()
+	if err := srv.WaitMount(); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", opts.Mount, err), m.Detach())
+	}
+	return m, nil
+}
 
-// Wait returns when the store is unmounted, by Unmount or from outside.
-func (s *Server) Wait() {}
+// complete checks the options, resolves the paths and clears a dead mount away.
+func (o Options) complete() (Options, error) {
+	var err error
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if o.MaxBackground == 0 {
+		o.MaxBackground = DefaultMaxBackground
+	}
+	if o.Source, err = resolve(o.Source); err != nil {
+		return o, fmt.Errorf("source: %w", err)
+	}
+	if err := detachDead(o.Mount, o.Log); err != nil {
+		return o, err
+	}
+	if o.Mount, err = resolve(o.Mount); err != nil {
+		return o, fmt.Errorf("mount point: %w", err)
+	}
+	if o.Name == "" {
+		o.Name = filepath.Base(o.Mount)
+	}
+	if within(o.Source, o.Mount) || within(o.Mount, o.Source) {
+		return o, fmt.Errorf("source %s, mount point %s: %w", o.Source, o.Mount, ErrNested)
+	}
+	return o, checkMountPoint(o.Mount)
+}
 
-// Unmount detaches the mount. While files are open it fails with EBUSY and nothing changes.
-func (s *Server) Unmount() error { return nil }
+func resolve(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
+// within says whether the resolved path p is dir or lies below it.
+func within(p, dir string) bool {
+	rel, err := filepath.Rel(dir, p)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+func (o Options) fuse() *fuse.MountOptions {
+	level := slog.LevelError
+	if o.Debug {
+		level = slog.LevelDebug
+	}
+	return &fuse.MountOptions{
+		FsName:               fsType + ":" + o.Name,
+		Name:                 fsType,
+		AllowOther:           o.AllowOther,
+		Options:              []string{"default_permissions"},
+		DirectMountStrict:    true,
+		MaxBackground:        o.MaxBackground,
+		MaxWrite:             maxWrite,
+		DisableSplice:        true,
+		ExtraCapabilities:    capabilities,
+		DisabledCapabilities: refused,
+		Debug:                o.Debug,
+		Logger:               slog.NewLogLogger(o.Log.Handler(), level),
+	}
+}
+
+// Wait returns when the store is unmounted, by Unmount or from outside, and every request is answered.
+func (s *Server) Wait() { <-s.done }
+
+// Done is closed when Wait would return.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Unmount detaches the mount and waits for the last request. While a file is open or a process has its working
+// directory there, it is ErrBusy and nothing changes. After the mount is gone it does nothing.
+func (s *Server) Unmount() error {
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	switch err := unix.Unmount(s.mount, unix.UMOUNT_NOFOLLOW); err {
+	case nil, unix.EINVAL: // EINVAL: nothing is mounted there any more
+	case unix.EBUSY:
+		return fmt.Errorf("unmount %s: %w", s.mount, ErrBusy)
+	default:
+		return fmt.Errorf("unmount %s: %w", s.mount, err)
+	}
+	s.Wait()
+	return nil
+}
+
+// Detach takes the mount out of the name space at once. Open files go on until they are closed, and only then Wait
+// returns.
+func (s *Server) Detach() error {
+	if err := unix.Unmount(s.mount, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+		return fmt.Errorf("detach %s: %w", s.mount, err)
+	}
+	return nil
+}
+
+// OpenFiles lists the paths of the files that are open at the mount, disks and others, in no order. A removed file
+// that is still open is listed under its last path.
+func (s *Server) OpenFiles() []string {
+	var open []string
+	for _, n := range s.store.tree.all() {
+		n.open.Lock()
+		count := n.open.count
+		n.open.Unlock()
+		if count > 0 {
+			p, _ := s.store.tree.path(n)
+			open = append(open, p)
+		}
+	}
+	return open
+}

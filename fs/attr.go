@@ -1,0 +1,116 @@
+package fs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"golang.org/x/sys/unix"
+)
+
+// GetAttr answers with the backing file's attributes.
+func (s *store) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, err := s.nodeOf(in.NodeId)
+	if err != nil {
+		return status(err)
+	}
+	return status(fillAttr(out, n))
+}
+
+func fillAttr(out *fuse.AttrOut, n *node) error {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(n.fd, &st); err != nil {
+		return err
+	}
+	out.SetTimeout(cacheTime)
+	out.Attr.FromStat(&st)
+	return nil
+}
+
+// SetAttr changes owner, mode, size and times, in this order; the first error ends it. A size is a tracked change.
+func (s *store) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, err := s.nodeOf(in.NodeId)
+	if err != nil {
+		return status(err)
+	}
+	for _, set := range []func(*node, *fuse.SetAttrIn) error{setOwner, setMode, setSize, setTimes} {
+		if err := set(n, in); err != nil {
+			return status(err)
+		}
+	}
+	return status(fillAttr(out, n))
+}
+
+func setOwner(n *node, in *fuse.SetAttrIn) error {
+	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) == 0 {
+		return nil
+	}
+	uid, gid := -1, -1
+	if v, ok := in.GetUID(); ok {
+		uid = int(v)
+	}
+	if v, ok := in.GetGID(); ok {
+		gid = int(v)
+	}
+	return unix.Fchownat(n.fd, "", uid, gid, unix.AT_EMPTY_PATH)
+}
+
+func setMode(n *node, in *fuse.SetAttrIn) error {
+	mode, ok := in.GetMode()
+	if !ok {
+		return nil
+	}
+	return unix.Fchmodat(unix.AT_FDCWD, n.proc(), mode, 0)
+}
+
+func setSize(n *node, in *fuse.SetAttrIn) error {
+	size, ok := in.GetSize()
+	if !ok {
+		return nil
+	}
+	return n.truncate(int64(size))
+}
+
+// truncate sets the size of the file, open or not.
+func (n *node) truncate(size int64) error {
+	if size < 0 {
+		return unix.EINVAL
+	}
+	return n.change(extent.Change{Kind: extent.Truncate, Off: size}, func() error {
+		if wr := int(n.wr.Load()); wr >= 0 {
+			return unix.Ftruncate(wr, size)
+		}
+		return unix.Truncate(n.proc(), size)
+	})
+}
+
+func setTimes(n *node, in *fuse.SetAttrIn) error {
+	if in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) == 0 {
+		return nil
+	}
+	ts := []unix.Timespec{
+		timeFor(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
+		timeFor(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
+	}
+	return unix.UtimesNanoAt(n.fd, "", ts, unix.AT_EMPTY_PATH)
+}
+
+func timeFor(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
+	switch {
+	case valid&set == 0:
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	case valid&now != 0:
+		return unix.Timespec{Nsec: unix.UTIME_NOW}
+	}
+	return unix.Timespec{Sec: int64(sec), Nsec: int64(nsec)}
+}
+
+// StatFs reports the source's file system.
+func (s *store) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(s.root.fd, &st); err != nil {
+		return status(err)
+	}
+	out.FromStatfsT(&st)
+	return fuse.OK
+}

@@ -1,0 +1,164 @@
+package fs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"golang.org/x/sys/unix"
+)
+
+// Mknod makes a file of any kind but a directory. The mount is nodev.
+func (s *store) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Mknodat(dir.fd, name, in.Mode, int(in.Rdev)); err != nil {
+		return status(err)
+	}
+	_, err = s.made(dir, name, in.Mode, in.Owner, out)
+	return status(err)
+}
+
+// Mkdir makes a directory.
+func (s *store) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Mkdirat(dir.fd, name, in.Mode&07777); err != nil {
+		return status(err)
+	}
+	_, err = s.made(dir, name, in.Mode, in.Owner, out)
+	return status(err)
+}
+
+// Symlink makes a symbolic link. The kernel follows it in the caller's name space.
+func (s *store) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Symlinkat(target, dir.fd, name); err != nil {
+		return status(err)
+	}
+	_, err = s.made(dir, name, unix.S_IFLNK|0777, in.Owner, out)
+	return status(err)
+}
+
+// made enters a file that was just created and gives it to its creator: the daemon's own user, group and umask do not
+// count. If that fails the file is taken away again.
+func (s *store) made(dir *node, name string, mode uint32, owner fuse.Owner, out *fuse.EntryOut) (*node, error) {
+	fd, err := s.openPath(dir.fd, name)
+	if err == nil {
+		if err = settle(dir, fd, mode, owner); err == nil {
+			return s.enter(dir, name, fd, out)
+		}
+		unix.Close(fd)
+	}
+	flag := 0
+	if mode&unix.S_IFMT == unix.S_IFDIR {
+		flag = unix.AT_REMOVEDIR
+	}
+	unix.Unlinkat(dir.fd, name, flag)
+	return nil, err
+}
+
+// settle sets owner and mode of a new file. In a directory with the setgid bit the group comes from the directory.
+func settle(dir *node, fd int, mode uint32, owner fuse.Owner) error {
+	var st, parent syscall.Stat_t
+	if err := syscall.Fstat(dir.fd, &parent); err != nil {
+		return err
+	}
+	if err := syscall.Fstat(fd, &st); err != nil {
+		return err
+	}
+	gid := owner.Gid
+	if parent.Mode&unix.S_ISGID != 0 {
+		gid = parent.Gid
+	}
+	if st.Uid != owner.Uid || st.Gid != gid {
+		if err := unix.Fchownat(fd, "", int(owner.Uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil
+	}
+	want := mode & 07777
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		want |= parent.Mode & unix.S_ISGID
+	}
+	if st.Mode&07777 == want && want&(unix.S_ISUID|unix.S_ISGID) == 0 {
+		return nil
+	}
+	return unix.Fchmodat(unix.AT_FDCWD, procPath(fd), want, 0)
+}
+
+// Readlink reads a symbolic link.
+func (s *store) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n, err := s.nodeOf(in.NodeId)
+	if err != nil {
+		return nil, status(err)
+	}
+	buf := make([]byte, unix.PathMax)
+	k, err := unix.Readlinkat(n.fd, "", buf)
+	if err != nil {
+		return nil, status(err)
+	}
+	return buf[:k], fuse.OK
+}
+
+// Link makes a second name, but not for a disk: a disk has one.
+func (s *store) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	n, err := s.nodeOf(in.Oldnodeid)
+	if err != nil {
+		return status(err)
+	}
+	if s.isDisk(n) || image.IsImageName(name) {
+		return fuse.EPERM
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, n.proc(), dir.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return status(err)
+	}
+	return status(s.lookup(dir, name, out))
+}
+
+// Unlink removes a name. An open file lives on, a disk with its tracker, until the last release.
+func (s *store) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	e, err := s.peek(dir, name)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Unlinkat(dir.fd, name, 0); err != nil {
+		return status(err)
+	}
+	s.gone(e)
+	return fuse.OK
+}
+
+// Rmdir removes an empty directory.
+func (s *store) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	dir, err := s.parentOf(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	e, err := s.peek(dir, name)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Unlinkat(dir.fd, name, unix.AT_REMOVEDIR); err != nil {
+		return status(err)
+	}
+	s.gone(e)
+	return fuse.OK
+}
