@@ -118,7 +118,7 @@ func (c *Client) cut(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return &Error{Code: CodeUnreachable, Exit: ExitUnreachable, Err: err,
+	return &Error{Code: CodeInterrupted, Exit: ExitUnreachable, Err: err,
 		Message: "the appliance went away before it had answered",
 		Action:  "journalctl -u vhdrelay says why; what was under way goes on after its restart"}
 }

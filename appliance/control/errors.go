@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -34,6 +35,8 @@ const (
 	CodeRefused     Code = "refused"
 	CodeDiffers     Code = "differs"
 	CodeRunning     Code = "already_running"
+	// CodeInterrupted: the appliance went away in the middle of its answer.
+	CodeInterrupted Code = "interrupted"
 )
 
 // Error is an error that an operator sees: what happened, what to do, and what a script gets.
@@ -74,6 +77,10 @@ func asError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
 		return &Error{Code: e.Code, Message: err.Error(), Action: e.Action, Exit: e.Exit}
+	}
+	if errors.Is(err, context.Canceled) {
+		return &Error{Code: CodeInterrupted, Message: "the appliance is stopping", Exit: ExitUnreachable,
+			Action: "ask again once it is back"}
 	}
 	return &Error{Code: CodeInternal, Message: err.Error(), Exit: ExitFailed}
 }

@@ -1,0 +1,80 @@
+package systemd
+
+import (
+	"context"
+	_ "embed" // the unit file
+	"fmt"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// UnitName is the file name of the unit.
+const UnitName = "vhdrelay.service"
+
+// Unit is the text of the unit file, as installed by default.
+//
+//go:embed vhdrelay.service
+var Unit string
+
+// Notifier tells the service manager how the appliance is. Its zero value, and any Notifier outside systemd, does nothing.
+type Notifier struct {
+	send     func(state string) error
+	interval time.Duration
+}
+
+// FromEnvironment returns a Notifier for the manager that started this process, as its environment says (sd_notify(3),
+// sd_watchdog_enabled(3)). Call it once: the environment is left for child processes, which the unit does not let notify.
+func FromEnvironment() (*Notifier, error) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return nil, fmt.Errorf("reading the watchdog's interval: %w", err)
+	}
+	return &Notifier{interval: interval, send: func(state string) error {
+		_, err := daemon.SdNotify(false, state)
+		return err
+	}}, nil
+}
+
+func (n *Notifier) notify(state string) error {
+	if n == nil || n.send == nil {
+		return nil
+	}
+	if err := n.send(state); err != nil {
+		return fmt.Errorf("telling systemd %q: %w", state, err)
+	}
+	return nil
+}
+
+// Ready says that every store is mounted, so that what is ordered after the appliance may start.
+func (n *Notifier) Ready() error { return n.notify(daemon.SdNotifyReady) }
+
+// Stopping says that an orderly stop has begun.
+func (n *Notifier) Stopping() error { return n.notify(daemon.SdNotifyStopping) }
+
+// Status sets the one line that `systemctl status` shows. It must not contain a line break.
+func (n *Notifier) Status(line string) error { return n.notify("STATUS=" + line) }
+
+// Watchdog keeps the manager's watchdog quiet until ctx ends, at half its interval, as long as alive returns true. It
+// returns at once where no watchdog is set. A notification that cannot be delivered is given to failed, and tried again at
+// the next turn; failed may be nil.
+func (n *Notifier) Watchdog(ctx context.Context, alive func() bool, failed func(error)) {
+	if n == nil || n.interval <= 0 {
+		return
+	}
+	ticker := time.NewTicker(n.interval / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if !alive() {
+			continue
+		}
+		if err := n.notify(daemon.SdNotifyWatchdog); err != nil && failed != nil {
+			failed(err)
+		}
+	}
+}
