@@ -1,0 +1,325 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+)
+
+// Formats of an export.
+const (
+	FormatVHD = "vhd" // fixed: whole MiB, padded with zeros, and the footer
+	FormatRaw = "raw" // exactly the virtual disk
+)
+
+// DefaultSyncBytes is how much of the disk is exported between two cursors: what
+// an interruption costs.
+const DefaultSyncBytes = 256 << 20
+
+// Failpoints of an export, named after the gap they sit in.
+const (
+	PointCursor = "export: data synced, cursor not"
+	PointProven = "export: proven, not renamed"
+	PointNamed  = "export: renamed, cursor not removed"
+)
+
+// ExportOptions of an export. Zero values are the defaults.
+type ExportOptions struct {
+	Format    string // FormatVHD or FormatRaw
+	Force     bool   // replace what has the name, and drop an unfinished export of something else
+	Progress  Progress
+	SyncBytes int64
+	Hook      func(point string) error // failpoints; an error is a crash there
+}
+
+func (o ExportOptions) withDefaults() (ExportOptions, error) {
+	if o.Format == "" {
+		o.Format = FormatVHD
+	}
+	if o.Format != FormatVHD && o.Format != FormatRaw {
+		return o, fmt.Errorf("%w: %q, only %s and %s can", ErrFormat, o.Format, FormatVHD, FormatRaw)
+	}
+	if o.SyncBytes == 0 {
+		o.SyncBytes = DefaultSyncBytes
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64, int64) {}
+	}
+	if o.Hook == nil {
+		o.Hook = func(string) error { return nil }
+	}
+	return o, nil
+}
+
+// Export writes the disk to a file. The data grows in path + PartialSuffix,
+// sparse, and gets its name when it is whole, durable and equal to the record's
+// CRC-64; else the error is ErrDiffers and nothing is left. An interrupted
+// export goes on where it was; ErrOtherExport if what is unfinished is another
+// point or disk, ErrExists if path is there, both unless Force.
+func (d *Disk) Export(ctx context.Context, path string, opts ExportOptions) error {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return err
+	}
+	e, err := d.newExport(path, opts)
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	if err := e.fill(ctx); err != nil {
+		return err
+	}
+	if err := e.name(); err != nil {
+		return err
+	}
+	return e.forget()
+}
+
+// export is one output being written.
+type export struct {
+	d       *Disk
+	opts    ExportOptions
+	path    string
+	file    *os.File // the partial; nil if the output has its name already
+	cursor  cursor
+	pending int64 // bytes since the last cursor
+}
+
+func (d *Disk) newExport(path string, opts ExportOptions) (*export, error) {
+	e := &export{d: d, opts: opts, path: path}
+	c, found, err := loadCursor(path + CursorSuffix)
+	if err != nil && !(opts.Force && errors.Is(err, ErrCursor)) {
+		return nil, err
+	}
+	ours := found && c.Of == e.id()
+	partial, err := exists(path + PartialSuffix)
+	if err != nil {
+		return nil, err
+	}
+	final, err := exists(path)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case ours && c.Proven && !partial && final:
+		e.cursor = c // a crash came between the rename and the removal of the cursor
+		return e, nil
+	case final && !opts.Force:
+		return nil, fmt.Errorf("%s: %w", path, ErrExists)
+	case (found || partial) && !ours && !opts.Force:
+		return nil, fmt.Errorf("%s: %w: %s; remove it, or use force", path+PartialSuffix, ErrOtherExport, describe(c, found))
+	case ours && partial:
+		e.cursor = c
+	default:
+		e.cursor = cursor{Of: e.id(), path: path + CursorSuffix}
+	}
+	return e, e.open()
+}
+
+func describe(c cursor, known bool) string {
+	if !known {
+		return "unknown"
+	}
+	return fmt.Sprintf("%s of %s/%s as %s", c.Of.Point, c.Of.VM, c.Of.DiskID, c.Of.Format)
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (e *export) id() exportID {
+	p := e.d.plan
+	return exportID{VM: p.VM, Point: p.Point, UUID: p.UUID, DiskID: p.Disk.ID, Sum: p.Disk.Sum, Size: e.d.size, Format: e.opts.Format}
+}
+
+// open locks the partial, so that two exports of one output do not mix. The
+// cursor is written before the file is touched: a partial always has one.
+func (e *export) open() error {
+	if e.cursor.Done == 0 {
+		if err := e.cursor.save(); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(e.path+PartialSuffix, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrBusy
+	}
+	if err == nil && e.cursor.Done == 0 {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		err = f.Truncate(e.fileSize())
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", f.Name(), err), f.Close())
+	}
+	e.file = f
+	return nil
+}
+
+func (e *export) fileSize() int64 {
+	if e.opts.Format == FormatVHD {
+		return image.ReplicaSize(e.d.size)
+	}
+	return e.d.size
+}
+
+func (e *export) close() {
+	if e.file != nil {
+		e.file.Close() // after a success it was synced; after an error nobody relies on it
+	}
+}
+
+// fill writes what is missing and proves the whole.
+func (e *export) fill(ctx context.Context) error {
+	if e.cursor.Proven {
+		e.opts.Progress(e.d.size, e.d.size)
+		return nil
+	}
+	if err := e.d.VerifySegments(ctx); err != nil {
+		return err
+	}
+	if err := e.d.stream(ctx, e.cursor.Done, e.write); err != nil {
+		return err
+	}
+	if err := e.d.compare(e.cursor.sum); err != nil {
+		return errors.Join(err, e.discard())
+	}
+	if e.opts.Format == FormatVHD {
+		footer := image.FixedFooter(image.PaddedSize(e.d.size), footerID(e.d.plan), e.d.plan.Snapshot.Time)
+		if _, err := e.file.WriteAt(footer[:], image.PaddedSize(e.d.size)); err != nil {
+			return err
+		}
+	}
+	e.cursor.Proven = true
+	return e.sync()
+}
+
+// footerID is the same for every export of a disk.
+func footerID(p Plan) [16]byte {
+	if id, err := uuid.Parse(p.Disk.ID); err == nil {
+		return id
+	}
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte(p.VM+"/"+p.Disk.ID))
+}
+
+// write takes one run, in order.
+func (e *export) write(r *run) error {
+	if r.data != nil {
+		if err := e.writeData(r.data[:min(r.n, e.d.size-r.off)], r.off); err != nil {
+			return err
+		}
+	}
+	e.cursor.sum = extend(e.cursor.sum, r)
+	e.cursor.Done = r.off + r.n
+	e.opts.Progress(min(e.cursor.Done, e.d.size), e.d.size)
+	if e.pending += r.n; e.pending < e.opts.SyncBytes {
+		return nil
+	}
+	e.pending = 0
+	return e.sync()
+}
+
+// writeData leaves blocks of zeros out: the file is new, they are holes. Blocks
+// that an interrupted run wrote beyond its cursor hold the same bytes.
+func (e *export) writeData(p []byte, off int64) error {
+	for len(p) > 0 {
+		n := 0
+		for n < len(p) && !checksum.IsZero(p[n:min(n+extent.BlockSize, len(p))]) {
+			n = min(n+extent.BlockSize, len(p))
+		}
+		if n > 0 {
+			if _, err := e.file.WriteAt(p[:n], off); err != nil {
+				return err
+			}
+		} else {
+			n = min(extent.BlockSize, len(p))
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// sync makes the data durable, then the cursor that says so.
+func (e *export) sync() error {
+	if err := e.file.Sync(); err != nil {
+		return err
+	}
+	if err := e.opts.Hook(PointCursor); err != nil {
+		return err
+	}
+	return e.cursor.save()
+}
+
+// name gives the proven file its name.
+func (e *export) name() error {
+	if e.file == nil {
+		return nil
+	}
+	if err := e.opts.Hook(PointProven); err != nil {
+		return err
+	}
+	if err := e.rename(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(e.path))
+}
+
+func (e *export) rename() error {
+	if e.opts.Force {
+		return os.Rename(e.path+PartialSuffix, e.path)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, e.path+PartialSuffix, unix.AT_FDCWD, e.path, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("%s: %w", e.path, ErrExists)
+	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
+		return err
+	}
+	// A file system without RENAME_NOREPLACE (NFS): a link refuses a name that is taken.
+	if err := os.Link(e.path+PartialSuffix, e.path); err != nil {
+		if errors.Is(err, iofs.ErrExist) {
+			return fmt.Errorf("%s: %w", e.path, ErrExists)
+		}
+		return err
+	}
+	return os.Remove(e.path + PartialSuffix)
+}
+
+// forget removes the cursor of a finished export.
+func (e *export) forget() error {
+	if err := e.opts.Hook(PointNamed); err != nil {
+		return err
+	}
+	return removeSynced(e.cursor.path)
+}
+
+// discard removes what must not be resumed.
+func (e *export) discard() error {
+	return errors.Join(os.Remove(e.path+PartialSuffix), removeSynced(e.cursor.path))
+}
+
+func removeSynced(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}

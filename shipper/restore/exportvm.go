@@ -1,0 +1,130 @@
+package restore
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Export writes the one disk of the session to a file: see Disk.Export.
+func (s *Session) Export(path string, opts ExportOptions) error {
+	if len(s.plans) != 1 {
+		return fmt.Errorf("%w: one file for %d disks", ErrNoDisk, len(s.plans))
+	}
+	d, err := s.Open(s.plans[0])
+	if err != nil {
+		return s.cause(err)
+	}
+	return s.cause(d.Export(s.ctx, path, opts))
+}
+
+// ExportAll writes all disks of the session into a directory, which it makes,
+// under their own names with the extension of the format. No output has its
+// final name before every disk is whole and proven: the directory never holds
+// disks of two points. It resumes like Disk.Export.
+func (s *Session) ExportAll(dir string, opts ExportOptions) error {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return err
+	}
+	names, err := outputNames(s.plans, opts.Format)
+	if err != nil {
+		return err
+	}
+	var exports []*export
+	defer func() {
+		for _, e := range exports {
+			e.close()
+		}
+	}()
+	for i, step := range s.steps(opts.Progress) {
+		opts.Progress = step.progress
+		e, err := s.fill(step.plan, filepath.Join(dir, names[i]), opts)
+		if e != nil {
+			exports = append(exports, e)
+		}
+		if err != nil {
+			return fmt.Errorf("export %s: %w", step.plan.Disk.Name, s.cause(err))
+		}
+	}
+	for _, e := range exports {
+		if err := e.name(); err != nil {
+			return err
+		}
+	}
+	for _, e := range exports { // only now: a cursor says that the name is ours
+		if err := e.forget(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) fill(p Plan, path string, opts ExportOptions) (*export, error) {
+	if err := makeDirs(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	d, err := s.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	e, err := d.newExport(path, opts)
+	if err != nil {
+		return nil, err
+	}
+	return e, e.fill(s.ctx)
+}
+
+// makeDirs makes a directory and its parents, durably.
+func makeDirs(dir string) error {
+	if found, err := exists(dir); found || err != nil {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := makeDirs(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
+		return err
+	}
+	return syncDir(parent)
+}
+
+// outputNames are paths relative to the directory. An extension that already
+// says the format stays; another is replaced, or, where two disks would then
+// share a name, kept in front of the new one. A name that leads out of the
+// directory is refused: the record is not ours to trust.
+func outputNames(plans []Plan, format string) ([]string, error) {
+	taken := map[string]int{}
+	short := make([]string, len(plans))
+	for i, p := range plans {
+		if !filepath.IsLocal(p.Disk.Name) {
+			return nil, fmt.Errorf("%w: name %q leads out of the directory", ErrNoDisk, p.Disk.Name)
+		}
+		short[i] = withExtension(p.Disk.Name, format)
+		taken[short[i]]++
+	}
+	names := make([]string, len(plans))
+	used := map[string]bool{}
+	for i, p := range plans {
+		names[i] = short[i]
+		if taken[short[i]] > 1 && short[i] != p.Disk.Name {
+			names[i] = p.Disk.Name + "." + format
+		}
+		if used[names[i]] {
+			return nil, fmt.Errorf("%w: two disks would be %q; export them one by one", ErrExists, names[i])
+		}
+		used[names[i]] = true
+	}
+	return names, nil
+}
+
+func withExtension(name, format string) string {
+	ext := filepath.Ext(name)
+	switch lower := strings.ToLower(ext); {
+	case lower == "."+format, format == FormatRaw && lower == ".img":
+		return name
+	}
+	return strings.TrimSuffix(name, ext) + "." + format
+}

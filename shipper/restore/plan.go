@@ -1,0 +1,85 @@
+package restore
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+)
+
+// Plan is what one disk of a point is made of.
+type Plan struct {
+	VM       string
+	Point    catalog.PointID
+	UUID     string // of the point's epoch
+	Disk     catalog.RecordDisk
+	Snapshot catalog.Snapshot
+	Segments []catalog.SegmentRef // (Snapshot.Point, Point], oldest first
+}
+
+// Need is the plan as a pin names it.
+func (p Plan) Need() catalog.Need {
+	need := catalog.Need{DiskID: p.Disk.ID, Snapshot: p.Snapshot.ID}
+	for _, s := range p.Segments {
+		need.Segments = append(need.Segments, s.Blob)
+	}
+	return need
+}
+
+// MakePlan decides it, from the live records, in order, and the disk's
+// snapshots, in order. It refuses to fold across a place where a record is
+// missing (catalog.ErrChain).
+func MakePlan(doc catalog.VMDoc, records []catalog.Record, snapshots []catalog.Snapshot, point catalog.PointID, disk string) (Plan, error) {
+	last := slices.IndexFunc(records, func(r catalog.Record) bool { return r.ID() == point })
+	if last < 0 {
+		return Plan{}, fmt.Errorf("%w: %s has no point %s", catalog.ErrNoPoint, doc.Name, point)
+	}
+	recorded, ok := records[last].Disk(disk)
+	if !ok || recorded.State != catalog.StateComplete {
+		return Plan{}, fmt.Errorf("%w: %s of %s at %s", ErrNoDisk, disk, doc.Name, point)
+	}
+	start, ok := doc.Newest(snapshots, point)
+	if !ok {
+		return Plan{}, fmt.Errorf("%w: %s/%s at %s", ErrNoBase, doc.Name, recorded.Name, point)
+	}
+	first := last + 1
+	for first > 0 && start.Point.Less(records[first-1].ID()) {
+		first--
+	}
+	segments, err := foldOf(records[first:last+1], start, disk)
+	if err != nil {
+		return Plan{}, err
+	}
+	return Plan{VM: doc.Name, Point: point, UUID: records[last].EpochUUID, Disk: recorded, Snapshot: start, Segments: segments}, nil
+}
+
+// foldOf collects the disk's segments after the snapshot from records that must
+// follow each other without a gap, and carry the disk without a gap.
+func foldOf(records []catalog.Record, start catalog.Snapshot, disk string) ([]catalog.SegmentRef, error) {
+	var segments []catalog.SegmentRef
+	before := start.Point
+	carried := start.Kind == catalog.KindApply
+	for i, r := range records {
+		broken := r.Previous != before
+		if i == 0 && start.Kind == catalog.KindBase {
+			broken = before.Less(r.Previous) // a base lies between points
+		}
+		if broken {
+			return nil, &catalog.ChainError{At: r.ID(), Previous: r.Previous, Before: before}
+		}
+		before = r.ID()
+		d, _ := r.Disk(disk)
+		if complete := d.State == catalog.StateComplete; carried && !complete {
+			return nil, fmt.Errorf("%w: point %s does not carry %s", catalog.ErrChain, r.ID(), disk)
+		} else if complete {
+			carried = true
+		}
+		for _, s := range r.Segments {
+			if s.DiskID == disk && start.Point.Less(s.ID()) {
+				segments = append(segments, s)
+			}
+		}
+	}
+	slices.SortStableFunc(segments, func(a, b catalog.SegmentRef) int { return a.ID().Compare(b.ID()) })
+	return segments, nil
+}
