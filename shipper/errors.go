@@ -1,0 +1,60 @@
+package shipper
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
+)
+
+// Sentinels for errors.Is.
+var (
+	ErrVersion   = errors.New("written by a newer version")
+	ErrFenced    = errors.New("another writer has taken the VM over")
+	ErrForeign   = errors.New("the VM at the target belongs to another host")
+	ErrLost      = errors.New("the target does not hold what was replicated")
+	ErrBadDisk   = errors.New("disk cannot be replicated as it is")
+	ErrUnknownVM = errors.New("no such VM")
+)
+
+// Problem is an error with what an operator needs: a stable code and the next action (I12).
+type Problem struct {
+	Code   string
+	Action string
+	Class  retry.Class
+	Err    error
+}
+
+func (p *Problem) Error() string { return p.Err.Error() }
+
+// Unwrap makes errors.Is find the sentinels.
+func (p *Problem) Unwrap() error { return p.Err }
+
+// RetryClass, ErrorCode and ErrorAction are what package retry asks of an error.
+func (p *Problem) RetryClass() retry.Class { return p.Class }
+
+// ErrorCode is Code.
+func (p *Problem) ErrorCode() string { return p.Code }
+
+// ErrorAction is Action.
+func (p *Problem) ErrorAction() string { return p.Action }
+
+func fenced(vm string, doc catalog.VMDoc, ours uint64) error {
+	return &Problem{Code: "fenced", Class: retry.NonRecoverable,
+		Action: "shut this VM down here; on the host that shall own it run: vhdrelay adopt " + vm,
+		Err: fmt.Errorf("vm %s: generation %d belongs to host %s since %s, ours is %d: %w",
+			vm, doc.Generation, doc.Owner.Host, doc.Updated.Format("2006-01-02 15:04:05Z07:00"), ours, ErrFenced)}
+}
+
+func foreign(vm string, doc catalog.VMDoc) error {
+	return &Problem{Code: "owned-by-another", Class: retry.NonRecoverable,
+		Action: "choose another prefix or VM name, or take it over with: vhdrelay adopt " + vm,
+		Err:    fmt.Errorf("vm %s: replicated by host %s: %w", vm, doc.Owner.Host, ErrForeign)}
+}
+
+func targetLost(vm, what string) error {
+	return &Problem{Code: "target-lost", Class: retry.NonRecoverable,
+		Action: "check target.url; if the replica was deleted on purpose, remove the VM's state with: vhdrelay unprotect " + vm,
+		Err:    fmt.Errorf("vm %s: %s: %w", vm, what, ErrLost)}
+}

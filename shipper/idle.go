@@ -1,0 +1,78 @@
+package shipper
+
+import (
+	"context"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+)
+
+// unchangedEvery is how often an idle VM says that its newest point still holds.
+const unchangedEvery = 5 * time.Minute
+
+// idleVM tells whether a seal would only repeat the newest point: nothing
+// changed, nothing unknown or suspect, and the newest epoch recorded.
+func (v *VM) idleVM(disks []*disk) bool {
+	for _, d := range disks {
+		info, err := d.info()
+		size, sizeErr := d.src.Size()
+		if d.src.PendingBlocks() > 0 || d.src.Suspect() || d.table().UnknownCount() > 0 || err != nil || sizeErr != nil || size != info.FileSize {
+			return false
+		}
+	}
+	recorded := v.state.get().Recorded
+	return !recorded.IsZero() && recorded.Epoch == v.newestManifest() && v.listsAll(disks)
+}
+
+// listsAll tells whether the newest point is complete for every complete disk.
+func (v *VM) listsAll(disks []*disk) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.mu.records) == 0 {
+		return false
+	}
+	newest := v.mu.records[len(v.mu.records)-1]
+	for _, d := range disks {
+		if rd, ok := newest.Disk(d.state.get().Key); !ok || rd.State != catalog.StateComplete {
+			return false
+		}
+	}
+	return true
+}
+
+// takeForced tells once whether somebody asked for an epoch.
+func (v *VM) takeForced() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	forced := v.mu.forced
+	v.mu.forced = false
+	return forced
+}
+
+// refreshUnchanged notes in vm.json up to when the newest point was still the
+// truth. The time is taken before the test that found the VM idle, so it can only
+// be too early.
+func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
+	v.mu.Lock()
+	due := at.Sub(v.mu.unchanged) >= unchangedEvery
+	if due {
+		v.mu.unchanged = at
+	}
+	v.mu.Unlock()
+	select {
+	case <-v.connected:
+	default:
+		return nil
+	}
+	if !due {
+		return nil
+	}
+	err := v.updateDoc(ctx, func(doc *catalog.VMDoc) error {
+		doc.UnchangedUntil = at.UTC().Truncate(time.Second)
+		return nil
+	})
+	if err != nil {
+		v.opts.Log.Debug("vm.json not refreshed", "cause", err)
+	}
+	return nil // the capture stage must not stop for it
+}

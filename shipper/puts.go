@@ -1,0 +1,115 @@
+package shipper
+
+import (
+	"context"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
+)
+
+// DefaultBytesInFlight bounds the payload that all VMs of an appliance hold in
+// memory at once, in bytes.
+const DefaultBytesInFlight = 96 << 20
+
+// Buffers hands out payload buffers of up to target.MaxPut bytes under one budget.
+type Buffers struct {
+	budget *semaphore.Weighted
+	pool   sync.Pool
+}
+
+// NewBuffers makes a budget of the given number of bytes, at least one buffer.
+func NewBuffers(bytes int64) *Buffers {
+	return &Buffers{
+		budget: semaphore.NewWeighted(max(bytes, target.MaxPut)),
+		pool:   sync.Pool{New: func() any { b := make([]byte, target.MaxPut); return &b }},
+	}
+}
+
+// get waits for room in the budget. The buffer has target.MaxPut bytes.
+func (b *Buffers) get(ctx context.Context) (*[]byte, error) {
+	if err := b.budget.Acquire(ctx, target.MaxPut); err != nil {
+		return nil, err
+	}
+	return b.pool.Get().(*[]byte), nil
+}
+
+func (b *Buffers) put(p *[]byte) {
+	b.pool.Put(p)
+	b.budget.Release(target.MaxPut)
+}
+
+// putter writes pages of one blob with a bounded number of requests in flight.
+// Its first error ends it: what else was in flight has a definite or an unknown
+// outcome, and the caller decides.
+type putter struct {
+	vm    *VM
+	name  string
+	guard target.Guard
+	ctx   context.Context
+	group *errgroup.Group
+}
+
+func (v *VM) newPutter(ctx context.Context, name string, guard target.Guard) *putter {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(DefaultPutsInFlight)
+	return &putter{vm: v, name: name, guard: guard, ctx: ctx, group: g}
+}
+
+// data writes (*buf)[:n] at off and gives the buffer back; acked runs after the
+// target has acknowledged it.
+func (p *putter) data(off int64, buf *[]byte, n int, sum checksum.Sum, acked func() error) {
+	p.group.Go(func() error {
+		defer p.vm.deps.Buffers.put(buf)
+		err := retry.Do(p.ctx, p.policy(n), func(ctx context.Context) error {
+			return p.vm.deps.Target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
+		})
+		if err != nil || acked == nil {
+			return err
+		}
+		return acked()
+	})
+}
+
+// clear makes [off, off+n) read as zeros in one request.
+func (p *putter) clear(off, n int64, acked func() error) {
+	p.group.Go(func() error {
+		err := retry.Do(p.ctx, p.policy(0), func(ctx context.Context) error {
+			return p.vm.deps.Target.ClearPages(ctx, p.name, off, n, p.guard)
+		})
+		if err != nil || acked == nil {
+			return err
+		}
+		return acked()
+	})
+}
+
+func (p *putter) wait() error { return p.group.Wait() }
+
+// policy says which failures are repeated as they are. Behind a guard only those
+// that changed nothing: after an unknown outcome the sequence number must be
+// raised first, which is the caller's to do. A segment's blob has one writer and
+// one content, so there everything may be repeated.
+func (p *putter) policy(cost int) retry.Policy {
+	return p.vm.policy(p.guard.Sequence < 0, cost)
+}
+
+// policy is how this VM repeats one request; cost is the bytes it moves.
+func (v *VM) policy(idempotent bool, cost int) retry.Policy {
+	return retry.Policy{Idempotent: idempotent, Pacer: v.deps.Pacer, Cost: cost}
+}
+
+// repeat does op, which may be repeated whatever became of it, until it succeeds
+// or the cycle has failed.
+func (v *VM) repeat(ctx context.Context, op func(context.Context) error) error {
+	return retry.Do(ctx, v.policy(true, 0), op)
+}
+
+// once does op and repeats it only after failures that changed nothing.
+func (v *VM) once(ctx context.Context, op func(context.Context) error) error {
+	return retry.Do(ctx, v.policy(false, 0), op)
+}

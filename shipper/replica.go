@@ -1,0 +1,126 @@
+package shipper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
+)
+
+// replica is a replica blob under our lease, ready for one round of puts: the
+// sequence number was raised for it, so that no straggler of an earlier round
+// can land in it (AZURE.md 0.8).
+type replica struct {
+	vm    *VM
+	key   string // the disk's name in blob names
+	name  string
+	lease string
+	seq   int64
+	size  int64
+	etag  string
+}
+
+// open takes the lease (again) and raises the sequence number.
+func (v *VM) openReplica(ctx context.Context, d *disk) (*replica, error) {
+	st := d.state.get()
+	r := &replica{vm: v, key: st.Key, name: catalog.ReplicaName(v.opts.Name, st.Key), lease: st.Lease}
+	if err := v.takeLease(ctx, r.name, r.lease); err != nil {
+		return nil, err
+	}
+	return r, r.raise(ctx)
+}
+
+// takeLease acquires the infinite lease under our id. A lease that is gone or
+// another's, while vm.json still names our generation, is taken again: an outage
+// fences nobody (I7).
+func (v *VM) takeLease(ctx context.Context, name, id string) error {
+	err := v.repeat(ctx, func(ctx context.Context) error {
+		return v.deps.Target.AcquireLease(ctx, name, id)
+	})
+	if !errors.Is(err, target.ErrLeased) {
+		return err
+	}
+	if err := v.checkGeneration(ctx); err != nil {
+		return err
+	}
+	return v.repeat(ctx, func(ctx context.Context) error {
+		if err := v.deps.Target.BreakLease(ctx, name); err != nil {
+			return err
+		}
+		return v.deps.Target.AcquireLease(ctx, name, id)
+	})
+}
+
+// raise sets the sequence number one higher, an absolute value under If-Match.
+func (r *replica) raise(ctx context.Context) error {
+	return r.vm.repeat(ctx, func(ctx context.Context) error {
+		p, err := r.vm.deps.Target.Properties(ctx, r.name, "")
+		if err != nil {
+			return err
+		}
+		etag, err := r.vm.deps.Target.SetSequence(ctx, r.name, p.Sequence+1, r.lease, p.ETag)
+		if err != nil {
+			return err
+		}
+		r.seq, r.etag, r.size = p.Sequence+1, etag, p.Size
+		return nil
+	})
+}
+
+func (r *replica) guard() target.Guard { return target.Guard{Lease: r.lease, Sequence: r.seq} }
+
+// seal ends a round: every put is answered; the raised number shuts out what was
+// ever in flight, and the snapshot is taken of exactly that state.
+func (r *replica) seal(ctx context.Context, at catalog.PointID, kind string) error {
+	if err := r.raise(ctx); err != nil {
+		return err
+	}
+	r.vm.opts.Hook(PointBeforeSnapshot)
+	err := r.vm.repeat(ctx, func(ctx context.Context) error {
+		taken, err := r.hasSnapshot(ctx, at, kind)
+		if err != nil || taken {
+			return err
+		}
+		_, err = r.vm.deps.Target.Snapshot(ctx, r.name, r.lease, r.etag, catalog.SnapshotMetadata(at, kind))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("snapshot of %s at %s: %w", r.name, at, err)
+	}
+	return nil
+}
+
+// hasSnapshot looks for the answer that was lost.
+func (r *replica) hasSnapshot(ctx context.Context, at catalog.PointID, kind string) (bool, error) {
+	snaps, err := catalog.Snapshots(ctx, r.vm.deps.Target, r.vm.opts.Name, r.key)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(snaps, func(s catalog.Snapshot) bool { return s.Point == at && s.Kind == kind }), nil
+}
+
+// checkGeneration reads vm.json: a writer whose generation it no longer names is lost.
+func (v *VM) checkGeneration(ctx context.Context) error {
+	var doc catalog.VMDoc
+	err := v.repeat(ctx, func(ctx context.Context) (err error) {
+		doc, _, err = catalog.LoadVM(ctx, v.deps.Target, v.opts.Name)
+		return err
+	})
+	if errors.Is(err, catalog.ErrNoVM) {
+		return targetLost(v.opts.Name, "its vm.json is gone from "+v.deps.Target.String())
+	}
+	if err != nil {
+		return err
+	}
+	if ours := v.state.get().Generation; doc.Generation != ours {
+		return fenced(v.opts.Name, doc, ours)
+	}
+	return nil
+}
+
+func newLease() string { return uuid.NewString() }

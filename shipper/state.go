@@ -1,0 +1,82 @@
+package shipper
+
+import (
+	"sync"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+)
+
+// Stage is where a disk stands on its way to being replicated.
+type Stage string
+
+// The stages of a disk, in order.
+const (
+	StageWaiting  Stage = "waiting"  // known, its initial replication has not begun
+	StageInitial  Stage = "initial"  // its blocks go straight to the replica
+	StageComplete Stage = "complete" // epochs carry it
+)
+
+// vmRecord is the durable state of a VM's pipeline. It is written whole, and
+// only after what it claims is true at the target.
+type vmRecord struct {
+	Version    int             `json:"version"`
+	Generation uint64          `json:"generation"` // 0: no vm.json of ours yet
+	Recorded   catalog.PointID `json:"recorded"`   // newest point counted (I7)
+	RecordedAt time.Time       `json:"recorded_at"`
+	// Unrecorded are the segments of open epochs that are durable at the target
+	// and wait for the next record to list them.
+	Unrecorded        []catalog.SegmentRef `json:"unrecorded,omitempty"`
+	UnrecordedThrough uint64               `json:"unrecorded_through"`
+	TakingOver        uint64               `json:"taking_over,omitempty"` // generation of an unfinished takeover
+	ApplyEnd          catalog.PointID      `json:"apply_end"`             // intent: no apply ends earlier (I6)
+	Applied           catalog.PointID      `json:"applied"`
+}
+
+// diskRecord is the durable state of one disk's replication.
+type diskRecord struct {
+	Key         string `json:"key"` // the disk's name in blob names
+	Stage       Stage  `json:"stage"`
+	Lease       string `json:"lease"` // id of the infinite lease on the replica
+	VirtualSize int64  `json:"virtual_size"`
+	TableReady  bool   `json:"table_ready"` // the table is initialised and synced
+	Base        uint64 `json:"base"`        // the first epoch that lists the disk complete is later
+}
+
+const stateVersion = 1
+
+// document is one durable JSON document and its copy in memory.
+type document[T any] struct {
+	docs Documents
+	key  string
+	mu   struct {
+		sync.Mutex // held over the synced write: writers of one document are rare
+		val        T
+	}
+}
+
+func openDocument[T any](docs Documents, key string) (*document[T], bool, error) {
+	d := &document[T]{docs: docs, key: key}
+	found, err := docs.Load(key, &d.mu.val)
+	return d, found, err
+}
+
+// get returns a copy.
+func (d *document[T]) get() T {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.val
+}
+
+// update changes the document durably; on error the old value stays.
+func (d *document[T]) update(change func(*T)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next := d.mu.val
+	change(&next)
+	if err := d.docs.Save(d.key, next); err != nil {
+		return err
+	}
+	d.mu.val = next
+	return nil
+}

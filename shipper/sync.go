@@ -1,0 +1,83 @@
+package shipper
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+)
+
+// Progress of a long request.
+type Progress struct {
+	Stage string // what is being done: "initial replication", "seal", "ship"
+	Done  int64  // bytes
+	Total int64  // bytes
+}
+
+// Sync asks for an epoch that starts no earlier than now and, with wait, returns
+// the recovery point that holds everything answered before the call. progress
+// may be nil.
+func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoch uint64, point catalog.PointID, err error) {
+	before := v.deps.Volume.LastEpoch()
+	v.mu.Lock()
+	v.mu.forced = true
+	v.mu.Unlock()
+	v.wakeAll()
+	for {
+		moved := v.movement()
+		if epoch = v.newestManifest(); epoch > before && !wait {
+			return epoch, point, nil
+		}
+		if p := v.state.get().Recorded; p.Epoch > before {
+			return p.Epoch, p, nil
+		}
+		if err := v.blocked(); err != nil {
+			return 0, point, err
+		}
+		if progress != nil {
+			progress(v.progress())
+		}
+		select {
+		case <-ctx.Done():
+			return epoch, point, ctx.Err()
+		case <-moved:
+		}
+	}
+}
+
+// blocked is the error of a stage that only an operator can help.
+func (v *VM) blocked() error {
+	for _, t := range v.Troubles() {
+		if t.NextTry.IsZero() && !t.Pending {
+			return fmt.Errorf("%s: %w", t.Stage, t.Err)
+		}
+	}
+	return nil
+}
+
+// wakeAll ends every wait: somebody is looking.
+func (v *VM) wakeAll() {
+	for _, s := range v.stages() {
+		s.wake()
+	}
+}
+
+func (v *VM) stages() []*stage {
+	return []*stage{v.connect, v.capture, v.ship, v.apply, v.initial, v.prune}
+}
+
+// progress is what a waiting operator sees.
+func (v *VM) progress() Progress {
+	for _, d := range v.Status().Disks {
+		if d.Stage != StageComplete {
+			return Progress{Stage: "initial replication of " + d.Name, Done: d.InitialDone, Total: d.InitialTotal}
+		}
+	}
+	var total int64
+	for _, m := range v.deps.Spool.Manifests() {
+		if m.Epoch > v.state.get().Recorded.Epoch {
+			total += m.SegmentBytes()
+		}
+	}
+	return Progress{Stage: "ship", Total: total}
+}

@@ -1,0 +1,307 @@
+package shipper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/retention"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
+	"github.com/vhdrelay/vhdrelay/shipper/segment"
+	"github.com/vhdrelay/vhdrelay/shipper/spool"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
+)
+
+// Defaults of Options.
+const (
+	DefaultInterval      = 30 * time.Second
+	DefaultApplyInterval = 5 * time.Minute
+	DefaultPutsInFlight  = 12 // a page blob is at its own limit with 8 to 16 (Azure's scalability targets)
+)
+
+// Options of a VM's pipeline.
+type Options struct {
+	Name, ID      string
+	Owner         catalog.Owner
+	Interval      time.Duration // between seals
+	ApplyInterval time.Duration // between folds into the replica
+	Level         segment.Level
+	Policy        retention.Policy
+	Threshold     float64      // part of a disk that may change before the VM is marked, 0 … 1
+	Quota         func() int64 // bytes that spool and saved blocks may take now
+	TableDir      string       // holds one checksum table a disk
+	Now           func() time.Time
+	Hook          func(point string) // failpoints, nil in production
+	Log           *slog.Logger
+}
+
+// Deps are the parts a pipeline works on.
+type Deps struct {
+	Volume  Volume
+	Spool   *spool.Spool
+	Target  target.Target
+	Docs    Documents
+	Buffers *Buffers     // shared by all VMs: the one budget for bytes in flight
+	Pacer   *retry.Pacer // shared by all VMs: one account
+}
+
+// Probe reads the format and the size of an image as it is now.
+type Probe func() (image.Info, error)
+
+// VM is the pipeline of one VM: capture, ship and apply, and the initial
+// replication of its disks. Run drives it; everything else asks or wakes it.
+type VM struct {
+	opts  Options
+	deps  Deps
+	state *document[vmRecord]
+
+	connect, capture, ship, apply, initial, prune *stage
+	pruner                                        *retention.Pruner
+	connected                                     chan struct{} // closed when generation and records are known
+
+	// spoolGate is held by the ship stage while it works on one manifest and by
+	// a give-up, which must not pull a manifest away under it. Held over network I/O.
+	spoolGate sync.Mutex
+
+	// captureGate is held for one capture, and by a takeover, after which nothing
+	// that was captured before counts. Held over I/O.
+	captureGate sync.Mutex
+
+	mu struct {
+		sync.Mutex   // never held over I/O
+		disks        map[string]*disk
+		order        []string
+		records      []catalog.Record // live points, oldest first
+		overQuota    bool             // sealing is paused by the quota
+		catchUp      string           // why points are paused: the cause of the resynchronization
+		openReason   string           // why the newest epoch is open
+		forced       bool             // somebody asked for an epoch, changes or not
+		giveUpFrom   uint64           // a spooled epoch that cannot be shipped; 0: none
+		unfinished   *unfinished      // an epoch with its manifest, not yet with its table
+		lastSeal     time.Time
+		newestEpoch  uint64 // newest epoch that has a manifest
+		lastCycle    Cycle
+		unchanged    time.Time // when unchanged_until was last written
+		stopShipping context.CancelCauseFunc
+		changed      chan struct{}
+	}
+}
+
+// Cycle says what the newest shipped epoch carried.
+type Cycle struct {
+	Epoch         uint64
+	ChangedBytes  int64
+	StoredBytes   int64
+	SealedAt      time.Time
+	RecordedAfter time.Duration // from the seal to the durable point, 0 for an open epoch
+}
+
+// disk is one disk in the pipeline. Its table is used by the stages only in the
+// order the protocols give; the table has its own lock.
+type disk struct {
+	src   Source
+	probe Probe
+	state *document[diskRecord]
+
+	mu struct {
+		sync.Mutex // never held over I/O
+		info       image.Info
+		infoErr    error
+		table      *checksum.Table
+	}
+}
+
+func (d *disk) table() *checksum.Table {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.table
+}
+
+func (d *disk) setTable(t *checksum.Table) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.table = t
+}
+
+func (d *disk) info() (image.Info, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.info, d.mu.infoErr
+}
+
+func (d *disk) setInfo(info image.Info, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.mu.info = info
+	}
+	d.mu.infoErr = err
+}
+
+// New opens the pipeline of a VM over its durable state. Nothing runs before Run.
+func New(deps Deps, opts Options) (*VM, error) {
+	opts = withDefaults(opts)
+	state, _, err := openDocument[vmRecord](deps.Docs, "ship/"+opts.ID)
+	if err != nil {
+		return nil, fmt.Errorf("vm %s: pipeline state: %w", opts.Name, err)
+	}
+	if v := state.get().Version; v > stateVersion {
+		return nil, fmt.Errorf("vm %s: pipeline state has version %d, this binary knows %d: install the newer one: %w", opts.Name, v, stateVersion, ErrVersion)
+	}
+	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{})}
+	v.mu.disks = map[string]*disk{}
+	v.mu.changed = make(chan struct{})
+	v.connect = v.newStage("connect", 0, v.connectStep)
+	v.pruner = retention.NewPruner(deps.Target, v, opts.Name, retention.Options{Now: opts.Now})
+	v.capture = v.newStage("capture", opts.Interval, v.captureStep)
+	v.ship = v.newStage("ship", opts.Interval, v.shipStep)
+	v.apply = v.newStage("apply", opts.ApplyInterval, v.applyStep)
+	v.initial = v.newStage("initial", opts.Interval, v.initialStep)
+	v.prune = v.newStage("prune", pruneInterval, v.pruneStep)
+	v.mu.newestEpoch = v.newestSpooled()
+	return v, nil
+}
+
+func withDefaults(o Options) Options {
+	if o.Interval == 0 {
+		o.Interval = DefaultInterval
+	}
+	if o.ApplyInterval == 0 {
+		o.ApplyInterval = DefaultApplyInterval
+	}
+	if o.Threshold == 0 {
+		o.Threshold = 0.5
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Hook == nil {
+		o.Hook = func(string) {}
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	o.Log = o.Log.With("vm", o.Name)
+	return o
+}
+
+// newestSpooled is the highest epoch that ever had a manifest, as far as local
+// state tells; numbers above it may be gaps.
+func (v *VM) newestSpooled() uint64 {
+	s := v.state.get()
+	newest := max(s.Recorded.Epoch, s.UnrecordedThrough)
+	if ms := v.deps.Spool.Manifests(); len(ms) > 0 {
+		newest = max(newest, ms[len(ms)-1].Epoch)
+	}
+	return newest
+}
+
+// AddDisk brings a disk into the pipeline; it takes effect at the next seal.
+func (v *VM) AddDisk(src Source, probe Probe) error {
+	state, found, err := openDocument[diskRecord](v.deps.Docs, v.diskKey(src.ID()))
+	if err != nil {
+		return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
+	}
+	if !found {
+		if err := state.update(func(r *diskRecord) { r.Stage = StageWaiting }); err != nil {
+			return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
+		}
+	}
+	d := &disk{src: src, probe: probe, state: state}
+	d.setInfo(probe())
+	if state.get().TableReady {
+		if err := v.openTable(d); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
+	if _, ok := v.mu.disks[src.ID()]; !ok {
+		v.mu.order = append(v.mu.order, src.ID())
+	}
+	v.mu.disks[src.ID()] = d
+	v.mu.Unlock()
+	v.initial.wake()
+	return nil
+}
+
+// RemoveDisk takes a disk out; its replica stays until its last point is pruned.
+func (v *VM) RemoveDisk(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.mu.disks, id)
+	for i, have := range v.mu.order {
+		if have == id {
+			v.mu.order = append(v.mu.order[:i:i], v.mu.order[i+1:]...)
+			break
+		}
+	}
+}
+
+func (v *VM) tablePath(d *disk) string {
+	return filepath.Join(v.opts.TableDir, d.src.ID()+".table")
+}
+
+// disks are the disks in the order they came.
+func (v *VM) disks() []*disk {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all := make([]*disk, 0, len(v.mu.order))
+	for _, id := range v.mu.order {
+		all = append(all, v.mu.disks[id])
+	}
+	return all
+}
+
+func (v *VM) disksIn(stage Stage) []*disk {
+	var in []*disk
+	for _, d := range v.disks() {
+		if d.state.get().Stage == stage {
+			in = append(in, d)
+		}
+	}
+	return in
+}
+
+// Run redoes what a crash left half done and runs the stages until ctx ends.
+// No goroutine outlives it.
+func (v *VM) Run(ctx context.Context) error {
+	if err := v.redo(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { v.capture.run(ctx); return nil })
+	g.Go(func() error {
+		if !v.connect.until(ctx) {
+			return nil
+		}
+		close(v.connected)
+		for _, s := range []*stage{v.ship, v.apply, v.initial, v.prune} {
+			g.Go(func() error { s.run(ctx); return nil })
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// notify wakes everybody who waits for the pipeline to move.
+func (v *VM) notify() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	close(v.mu.changed)
+	v.mu.changed = make(chan struct{})
+}
+
+// movement returns a channel that is closed at the next movement.
+func (v *VM) movement() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.changed
+}
