@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -24,7 +23,7 @@ func Load(path string) (*Config, error) {
 // Parse reads a configuration from memory; path is for its errors.
 func Parse(path string, data []byte) (*Config, error) {
 	c, r := decode(path, data)
-	if !r.broken() {
+	if !r.broken {
 		r.checking = true
 		r.check(c)
 	}
@@ -42,23 +41,20 @@ func LoadTargetOnly(path, url string) (*Config, error) {
 			return nil, unreadable(path, err)
 		}
 		c, r = decode(path, data)
-		r.errs = r.errs.of("target")
+		if !r.broken {
+			r.errs = r.errs.of("target")
+		}
 	}
 	if url != "" {
 		c.Target.URL = url
 		// It stands in no line of the file.
 		r.at = map[string]*token.Position{"target.url": {}}
 	}
-	if !r.broken() {
+	if !r.broken {
 		r.checking = true
 		r.checkTarget(c.Target)
 	}
 	return r.result(c)
-}
-
-// broken reports whether the document could not be read at all, so that nothing can be said about its keys.
-func (r *reader) broken() bool {
-	return slices.ContainsFunc(r.errs, func(e *Error) bool { return e.Key == "" && e.Err != nil })
 }
 
 func (r *reader) result(c *Config) (*Config, error) {
@@ -77,11 +73,11 @@ func unreadable(path string, err error) error {
 	return &Error{Path: path, Message: "cannot be read: " + err.Error(), Err: err}
 }
 
-// of keeps the errors of a section and those of the document as a whole, whose syntax is wrong.
+// of keeps the errors of a section.
 func (es Errors) of(section string) Errors {
 	var kept Errors
 	for _, e := range es {
-		if e.Err != nil || e.Key == section || strings.HasPrefix(e.Key, section+".") {
+		if e.Key == section || strings.HasPrefix(e.Key, section+".") {
 			kept = append(kept, e)
 		}
 	}
@@ -98,7 +94,8 @@ func decode(path string, data []byte) (*Config, *reader) {
 		return c, r
 	}
 	body := r.document(file)
-	if len(r.errs) == 0 {
+	if body != nil && !r.broken {
+		r.at[""] = position(body)
 		r.config(value{node: body}, c)
 	}
 	return c, r
@@ -114,6 +111,7 @@ func (r *reader) syntax(err error) {
 		}
 	}
 	r.errs = append(r.errs, e)
+	r.broken = true
 }
 
 // document returns the one document of the file, nil for an empty file.
@@ -124,6 +122,7 @@ func (r *reader) document(file *ast.File) ast.Node {
 		case d.Body == nil:
 		case body != nil:
 			r.fail(position(d.Body), "", "a second document: the file must hold one")
+			r.broken = true
 		default:
 			body = d.Body
 		}

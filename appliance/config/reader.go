@@ -18,6 +18,8 @@ type reader struct {
 	at map[string]*token.Position
 	// checking is set once decoding is over. A key whose value was refused is not complained about a second time then.
 	checking bool
+	// broken says that the document as a whole could not be read, so that nothing can be said about its keys.
+	broken bool
 }
 
 // value is a node and the key that leads to it.
@@ -129,6 +131,7 @@ func (r *reader) entries(v value) ([]*ast.MappingValueNode, bool) {
 		return nil, true
 	default:
 		r.failAt(v.key, "must be a mapping of keys, not %s", kind(n))
+		r.broken = r.broken || v.key == ""
 		return nil, false
 	}
 }
