@@ -26,6 +26,9 @@ var (
 // only our own mark off.
 const guardXattr = ownXattrs + "mountpoint"
 
+// maxLinks is how many links in a row are followed, as in the kernel.
+const maxLinks = 40
+
 // fsImmutable is FS_IMMUTABLE_FL of FS_IOC_GETFLAGS and FS_IOC_SETFLAGS.
 const fsImmutable = 0x10
 
@@ -74,37 +77,51 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// detachDead unmounts what a crashed daemon of ours left at dir: a fuse.vhdrelay mount whose every use is ENOTCONN.
+// detachDead unmounts what a crashed daemon of ours left at dir: a fuse.vhdrelay mount that answers ENOTCONN. It asks
+// with statfs, because the kernel still knows the root's attributes for a while.
 func detachDead(dir string, log *slog.Logger) error {
-	abs, err := filepath.Abs(dir)
+	dir, err := resolveDead(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("mount point: %w", err)
 	}
 	for {
-		if _, err := os.Stat(abs); !errors.Is(err, unix.ENOTCONN) {
-			return nil
-		}
-		if abs, err = resolveDead(abs); err != nil {
-			return err
-		}
-		at, err := mountsAt(abs)
+		at, err := mountsAt(dir)
 		if err != nil {
 			return err
 		}
-		if len(at) == 0 || at[len(at)-1].fsType != "fuse."+fsType {
-			return fmt.Errorf("mount point %s: a dead mount that is not ours: %w", abs, ErrMounted)
+		var st unix.Statfs_t
+		if len(at) == 0 || at[len(at)-1].fsType != "fuse."+fsType || unix.Statfs(dir, &st) != unix.ENOTCONN {
+			return nil
 		}
-		log.Warn("the mount of a daemon that is gone is detached", "mount", abs)
-		if err := unix.Unmount(abs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("detach %s: %w", abs, err)
+		log.Warn("the mount of a daemon that is gone is detached", "mount", dir)
+		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("detach %s: %w", dir, err)
 		}
 	}
 }
 
-// resolveDead resolves links on the way to dir, but does not touch dir itself.
+// resolveDead makes dir absolute and follows links, but asks nothing of the directory itself: it may be dead.
 func resolveDead(dir string) (string, error) {
-	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
-	return filepath.Join(parent, filepath.Base(dir)), err
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	for range maxLinks {
+		parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(parent, filepath.Base(dir))
+		to, err := os.Readlink(dir)
+		if err != nil {
+			return dir, nil // no link: what else is wrong with it shows later
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(parent, to)
+		}
+		dir = to
+	}
+	return "", fmt.Errorf("%s: %w", dir, unix.ELOOP)
 }
 
 // checkMountPoint wants an empty directory with nothing mounted on it.
