@@ -29,7 +29,6 @@ type cursor struct {
 	Proven  bool         `json:"proven"`
 	sum     checksum.Sum // Sum, decoded
 	path    string       // of the cursor file
-	hook    func(string) // failpoints
 }
 
 // exportID is what makes two exports the same.

@@ -204,7 +204,7 @@ func (e *export) fill(ctx context.Context) error {
 		return errors.Join(err, e.discard())
 	}
 	if e.opts.Format == FormatVHD {
-		footer := image.FixedFooter(image.PaddedSize(e.d.size), footerID(e.d.plan), e.d.plan.Snapshot.Time)
+		footer := image.FixedFooter(image.PaddedSize(e.d.size), footerID(e.d.plan), e.d.plan.Time)
 		if _, err := e.file.WriteAt(footer[:], image.PaddedSize(e.d.size)); err != nil {
 			return err
 		}

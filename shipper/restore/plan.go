@@ -3,6 +3,7 @@ package restore
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
@@ -11,7 +12,8 @@ import (
 type Plan struct {
 	VM       string
 	Point    catalog.PointID
-	UUID     string // of the point's epoch
+	UUID     string    // of the point's epoch
+	Time     time.Time // of the point
 	Disk     catalog.RecordDisk
 	Snapshot catalog.Snapshot
 	Segments []catalog.SegmentRef // (Snapshot.Point, Point], oldest first
@@ -50,7 +52,8 @@ func MakePlan(doc catalog.VMDoc, records []catalog.Record, snapshots []catalog.S
 	if err != nil {
 		return Plan{}, err
 	}
-	return Plan{VM: doc.Name, Point: point, UUID: records[last].EpochUUID, Disk: recorded, Snapshot: start, Segments: segments}, nil
+	return Plan{VM: doc.Name, Point: point, UUID: records[last].EpochUUID,
+		Time: records[last].Time, Disk: recorded, Snapshot: start, Segments: segments}, nil
 }
 
 // foldOf collects the disk's segments after the snapshot from records that must
