@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"reflect"
 	"slices"
 
 	"github.com/google/uuid"
@@ -59,7 +58,8 @@ func (s *Spool) checkEpoch(e *entry, deep bool) error {
 	if err != nil {
 		return err
 	}
-	if e.manifest == nil || !reflect.DeepEqual(m, e.manifest) {
+	// An Update that failed may have left newer flags in the file, and nothing else.
+	if e.manifest == nil || !e.manifest.onlyFlags(m) {
 		return Damage{e.generation, e.epoch, fmt.Errorf("%w: the file is not what was committed", ErrManifest)}
 	}
 	for i := range m.Disks {

@@ -266,7 +266,7 @@ func (d *Draft) Abort() error {
 	if d.isCommitted() {
 		return nil
 	}
-	_ = d.closeSegments(false) // whatever a close reports, the files go
+	closed := d.closeSegments(false)
 	s.mu.Lock()
 	if s.mu.draft == d {
 		s.mu.draft = nil
@@ -278,7 +278,7 @@ func (d *Draft) Abort() error {
 	if err := s.removeEpoch(d.dir); err != nil {
 		return fmt.Errorf("abort epoch %d-%d: %w", d.entry.generation, d.entry.epoch, err)
 	}
-	return nil
+	return closed
 }
 
 func (d *Draft) isCommitted() bool {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -54,12 +55,11 @@ func (s *Spool) removeEpoch(dir string) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(names, manifestName) {
-		if err := s.unlinkManifest(dir); err != nil {
-			return err
-		}
-		s.at(PointManifestUnlinked)
+	// Also if the name is not there: an earlier attempt may have unlinked it and not synced that.
+	if err := s.unlinkManifest(dir); err != nil {
+		return err
 	}
+	s.at(PointManifestUnlinked)
 	for _, name := range names {
 		if name == manifestName {
 			continue
@@ -167,8 +167,13 @@ func (s *Spool) readGiveUp() (uint64, error) {
 	if err == nil && j.From == 0 {
 		err = fmt.Errorf("%w: from epoch 0", ErrMalformed)
 	}
-	if err != nil {
+	if errors.Is(err, ErrVersion) {
 		return 0, fmt.Errorf("%s: %w", giveUpName, err)
+	}
+	if err != nil {
+		// Something was given up and nobody knows from where: everything is the safe answer, and costs a comparison only.
+		s.log.Warn("spool: the give-up intent cannot be read, so every epoch is given up", "dir", s.dir, "error", err)
+		return 1, nil
 	}
 	return j.From, nil
 }
