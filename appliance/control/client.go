@@ -103,6 +103,10 @@ func (c *Client) unreachable(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "dial" {
+		return c.cut(err)
+	}
 	e := &Error{Code: CodeUnreachable, Exit: ExitUnreachable, Err: err,
 		Message: fmt.Sprintf("no appliance answers on %s", c.path),
 		Action:  "start it: systemctl start vhdrelay; if it runs, check that control_socket is the same in its config"}

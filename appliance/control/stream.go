@@ -31,6 +31,8 @@ func newStream(w http.ResponseWriter) *stream {
 	s := &stream{}
 	s.mu.out = json.NewEncoder(w)
 	s.mu.flush = http.NewResponseController(w).Flush
+	// The head goes out now: a command that is interrupted later knows that it was heard.
+	s.mu.err = s.mu.flush()
 	return s
 }
 

@@ -1,0 +1,98 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// fake is a Backend whose answers are set by the test. A nil function is a call that was not expected.
+type fake struct {
+	status func(ctx context.Context, vm string) (Status, error)
+	points func(ctx context.Context, vm string) (Points, error)
+	sync   func(ctx context.Context, vm string, wait bool, progress func(Progress)) (SyncResult, error)
+	resync func(ctx context.Context, vm, disk string, o ResyncOptions, progress func(Progress)) (Resync, error)
+	check  func(ctx context.Context) error
+	dump   func(ctx context.Context, w io.Writer) error
+}
+
+var errUnexpected = errors.New("unexpected call")
+
+func (f *fake) Status(ctx context.Context, vm string) (Status, error) {
+	if f.status == nil {
+		return Status{}, errUnexpected
+	}
+	return f.status(ctx, vm)
+}
+
+func (f *fake) Points(ctx context.Context, vm string) (Points, error) {
+	if f.points == nil {
+		return Points{}, errUnexpected
+	}
+	return f.points(ctx, vm)
+}
+
+func (f *fake) Sync(ctx context.Context, vm string, wait bool, progress func(Progress)) (SyncResult, error) {
+	if f.sync == nil {
+		return SyncResult{}, errUnexpected
+	}
+	return f.sync(ctx, vm, wait, progress)
+}
+
+func (f *fake) Resync(ctx context.Context, vm, disk string, o ResyncOptions, progress func(Progress)) (Resync, error) {
+	if f.resync == nil {
+		return Resync{}, errUnexpected
+	}
+	return f.resync(ctx, vm, disk, o, progress)
+}
+
+func (f *fake) JournalCheck(ctx context.Context) error {
+	if f.check == nil {
+		return errUnexpected
+	}
+	return f.check(ctx)
+}
+
+func (f *fake) JournalDump(ctx context.Context, w io.Writer) error {
+	if f.dump == nil {
+		return errUnexpected
+	}
+	return f.dump(ctx, w)
+}
+
+// serve runs an appliance's control socket over b and returns its client and a function that stops it and waits.
+func serve(t *testing.T, b Backend) (*Client, func()) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.sock")
+	ln, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, ln, b, slog.New(slog.DiscardHandler)) }()
+	stopped := false
+	stop := func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+	t.Cleanup(stop)
+	return NewClient(path), stop
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
