@@ -3,7 +3,6 @@ package fs
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -88,7 +87,7 @@ func Mount(opts Options) (*Server, error) {
 func (o Options) complete() (Options, error) {
 	var err error
 	if o.Log == nil {
-		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.MaxBackground == 0 {
 		o.MaxBackground = DefaultMaxBackground

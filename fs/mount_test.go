@@ -276,3 +276,5 @@ func TestWithin(t *testing.T) {
 }
 
 var errHook = fmt.Errorf("no place takes the mark")
+
+func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }

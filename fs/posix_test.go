@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -157,8 +158,13 @@ func TestCreatorOwns(t *testing.T) {
 	}
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
-	run(t, "setpriv", "--reuid=1234", "--regid=2345", "--clear-groups", "sh", "-c",
-		fmt.Sprintf("umask 002; cd '%s' && echo x > disk.vhd && mkdir dir && ln -s x link && mkfifo fifo", m.mnt))
+	needTools(t, "setpriv")
+	cmd := exec.Command("setpriv", "--reuid=1234", "--regid=2345", "--clear-groups", "sh", "-c",
+		"umask 002; echo x > disk.vhd && mkdir dir && ln -s x link && mkfifo fifo")
+	cmd.Dir = m.mnt
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	for name, mode := range map[string]os.FileMode{"disk.vhd": 0o664, "dir": os.ModeDir | 0o775, "link": os.ModeSymlink | 0o777, "fifo": os.ModeNamedPipe | 0o664} {
 		var st unix.Stat_t
 		if err := unix.Lstat(m.backing(name), &st); err != nil || st.Uid != 1234 || st.Gid != 2345 {

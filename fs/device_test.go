@@ -1,0 +1,212 @@
+package fs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// loopDevice puts a block device over a file.
+func loopDevice(t testing.TB, file string) string {
+	t.Helper()
+	needTools(t, "losetup", "mkfs.ext4", "fsck.ext4")
+	dev := run(t, "losetup", "--find", "--show", file)
+	t.Cleanup(func() { run(t, "losetup", "--detach", dev) })
+	return dev
+}
+
+// mountDevice mounts an ext4 and unmounts it at the end.
+func mountDevice(t testing.TB, dev, dir string) {
+	t.Helper()
+	if err := unix.Mount(dev, dir, "ext4", 0, ""); err != nil {
+		t.Skipf("mount ext4: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, 0) })
+}
+
+// TestFileSystemInADisk: a kernel's own file system in an image at the mount, by a loop device: discards, barriers and
+// parallel I/O as a guest does it.
+func TestFileSystemInADisk(t *testing.T) {
+	m := newTestStore(t)
+	f := open(t, m.path("disk.raw"), os.O_RDWR|os.O_CREATE)
+	if err := f.Truncate(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	func() {
+		dev := run(t, "losetup", "--find", "--show", m.path("disk.raw"))
+		defer run(t, "losetup", "--detach", dev)
+		run(t, "mkfs.ext4", "-q", "-F", dev)
+		dir := t.TempDir()
+		if err := unix.Mount(dev, dir, "ext4", 0, "discard"); err != nil {
+			t.Skipf("mount ext4: %v", err)
+		}
+		for i := range 20 {
+			mustWrite(t, filepath.Join(dir, fmt.Sprint(i)), bytes.Repeat([]byte{byte(i)}, i*40000))
+		}
+		for i := 0; i < 20; i += 2 {
+			if err := os.Remove(filepath.Join(dir, fmt.Sprint(i))); err != nil {
+				t.Error(err)
+			}
+		}
+		unix.Sync()
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "fsck.ext4", "-f", "-n", dev)
+	}()
+	run(t, "fsck.ext4", "-f", "-n", m.backing("disk.raw"))
+	if n := len(m.vols.recorder(t, "disk.raw").takeChanges()); n < 10 {
+		t.Errorf("only %d changes announced", n)
+	}
+}
+
+// flagStore notes the flags of every WRITE.
+type flagStore struct {
+	*store
+	mu struct { // no I/O under it
+		sync.Mutex
+		flags []uint32
+	}
+}
+
+func (s *flagStore) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	s.mu.Lock()
+	s.mu.flags = append(s.mu.flags, in.Flags&(unix.O_SYNC|unix.O_DSYNC))
+	s.mu.Unlock()
+	return s.store.Writev(cancel, in, data)
+}
+
+// TestKernelSendsSyncFlags: the fact that the write path rests on. O_DSYNC, O_SYNC and RWF_DSYNC come as a flag of
+// WRITE.
+func TestKernelSendsSyncFlags(t *testing.T) {
+	needFUSE(t)
+	src, mnt := t.TempDir(), t.TempDir()
+	inner, err := newStore(src, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &flagStore{store: inner}
+	opts := Options{Name: "flags", Log: discardLog()}
+	srv, err := fuse.NewServer(s, mnt, opts.fuse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go srv.Serve()
+	defer func() {
+		if err := srv.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := srv.WaitMount(); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(mnt, "disk.vhd")
+	for _, c := range []struct {
+		open, write int
+		want        uint32
+	}{{0, 0, 0}, {unix.O_DSYNC, 0, unix.O_DSYNC}, {unix.O_SYNC, 0, unix.O_SYNC}, {0, unix.RWF_DSYNC, unix.O_DSYNC}, {0, unix.RWF_SYNC, unix.O_SYNC}} {
+		fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|c.open, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Pwritev2(fd, [][]byte{[]byte("x")}, 0, c.write); err != nil {
+			t.Error(err)
+		}
+		unix.Close(fd)
+		s.mu.Lock()
+		got := s.mu.flags
+		s.mu.flags = nil
+		s.mu.Unlock()
+		if len(got) != 1 || got[0] != c.want {
+			t.Errorf("open %#x, write %#x: flags %#x, want %#x", c.open, c.write, got, c.want)
+		}
+	}
+}
+
+// fsIocShutdown is FS_IOC_SHUTDOWN, and flag 2 leaves the log unflushed: a power cut.
+const fsIocShutdown = 0x8004587d
+
+func powerCut(t testing.TB, dir string) {
+	t.Helper()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.IoctlSetPointerInt(int(d.Fd()), fsIocShutdown, 2); err != nil {
+		t.Skipf("no shutdown ioctl: %v", err)
+	}
+}
+
+// TestSyncedWritesSurviveAPowerCut: what was answered to an O_DSYNC write, or before an fsync, is there afterwards.
+func TestSyncedWritesSurviveAPowerCut(t *testing.T) {
+	needFUSE(t)
+	disk := filepath.Join(t.TempDir(), "ext4")
+	mustWrite(t, disk, nil)
+	if err := os.Truncate(disk, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	dev := loopDevice(t, disk)
+	run(t, "mkfs.ext4", "-q", "-F", dev)
+	src := t.TempDir()
+	if err := unix.Mount(dev, src, "ext4", 0, ""); err != nil {
+		t.Skipf("mount ext4: %v", err)
+	}
+	names := []string{"dsync.vhd", "sync.vhd", "fsync.vhd", "fdatasync.vhd"}
+	for _, name := range names {
+		mustWrite(t, filepath.Join(src, name), make([]byte, 1<<20))
+	}
+	unix.Sync()
+	m := newStoreAt(t, src)
+	for _, name := range names {
+		writeSynced(t, m.path(name))
+	}
+	m.vols.check(t) // afterwards nothing can be read
+	powerCut(t, src)
+	if err := m.srv.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(src, 0); err != nil {
+		t.Fatal(err)
+	}
+	after := t.TempDir()
+	mountDevice(t, dev, after)
+	for _, name := range names {
+		got, err := os.ReadFile(filepath.Join(after, name))
+		if err != nil || len(got) != 1<<20 || binary.LittleEndian.Uint64(got[5000:]) != 0x1122334455667788 {
+			t.Errorf("%s: lost: %d bytes, %v", name, len(got), err)
+		}
+	}
+}
+
+func writeSynced(t testing.TB, name string) {
+	t.Helper()
+	flags := map[string]int{"dsync.vhd": unix.O_DSYNC, "sync.vhd": unix.O_SYNC}
+	fd, err := unix.Open(name, unix.O_RDWR|flags[filepath.Base(name)], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], 0x1122334455667788)
+	if _, err := unix.Pwrite(fd, b[:], 5000); err != nil {
+		t.Fatal(err)
+	}
+	switch filepath.Base(name) {
+	case "fsync.vhd":
+		err = unix.Fsync(fd)
+	case "fdatasync.vhd":
+		err = unix.Fdatasync(fd)
+	}
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+}
