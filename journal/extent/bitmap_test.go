@@ -202,6 +202,40 @@ func TestBitmapCountsEachTransitionOnce(t *testing.T) {
 	}
 }
 
+// Callers that meet at the same word, or at a page that neither finds, lose
+// nothing of each other's.
+func TestNeighboursDoNotLoseBits(t *testing.T) {
+	const workers, blocks = 2, 512
+	for round := range 3000 {
+		var b bitmap
+		b.Set(rng{pageBlocks, pageBlocks + FileBlock(round%2)})
+		b.Clear(rng{pageBlocks, pageBlocks + 1})
+		var ready atomic.Int32
+		var wg sync.WaitGroup
+		for w := range FileBlock(workers) {
+			wg.Go(func() {
+				for ready.Add(1); ready.Load() < workers; {
+				}
+				for i := w; i < blocks; i += workers {
+					b.Set(rng{i, i + 1})
+				}
+				for i := w; i < blocks; i += 2 * workers {
+					b.ClearOne(i)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range FileBlock(blocks) {
+			if b.Test(i) == (i%(2*workers) < workers) {
+				t.Fatalf("round %d: block %d is %v", round, i, b.Test(i))
+			}
+		}
+		if b.Count() != blocks/2 {
+			t.Fatalf("round %d: count %d", round, b.Count())
+		}
+	}
+}
+
 // A block set throughout is reported in every iteration, none twice.
 func TestRangesBesideChanges(t *testing.T) {
 	var b bitmap

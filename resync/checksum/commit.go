@@ -168,11 +168,6 @@ func (t *Table) resizeLocked(blocks extent.DiskBlock) error {
 }
 
 func (t *Table) shrinkLocked(tail diskRange) error {
-	// Listed there and grown again later, a forgotten entry would be taken for a
-	// checksum of 0.
-	if err := t.unlistLocked(tail); err != nil {
-		return err
-	}
 	if t.update.summed {
 		dropped, err := t.sumLocked(tail)
 		if err != nil {

@@ -74,7 +74,7 @@ func commit(table *Table, n uint64, e epoch) error {
 // position says an epoch whose commit had at least begun and no acknowledged one
 // is missing; the redo from there gives what would have been without it.
 func TestPowerCutThenRedo(t *testing.T) {
-	for seed := uint64(0); seed < 150; seed++ {
+	for seed := uint64(0); seed < 40; seed++ {
 		r := rand.New(rand.NewPCG(41, seed))
 		table, f := powered(t)
 		h := history(r)
@@ -120,7 +120,7 @@ func redo(t *testing.T, seed uint64, left *powerFile, h []epoch, acknowledged ui
 
 // What Forget has acknowledged stays unknown after any power cut.
 func TestPowerCutKeepsForgotten(t *testing.T) {
-	for seed := uint64(0); seed < 300; seed++ {
+	for seed := uint64(0); seed < 100; seed++ {
 		r := rand.New(rand.NewPCG(42, seed))
 		table, f := powered(t)
 		h := history(r)

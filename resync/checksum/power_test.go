@@ -9,7 +9,8 @@ import (
 )
 
 // powerFile is a storage that knows what of it is durable. A power cut keeps
-// what was synced and, of each sector written since, either content.
+// what was synced and, of each sector written since, either content; a header
+// may be torn even inside its sector.
 type powerFile struct {
 	now     []byte // what reads see
 	durable []byte
@@ -120,6 +121,9 @@ func (f *powerFile) cut(r *rand.Rand) *powerFile {
 			file = resized(file, w.size)
 		default:
 			file = written(file, w.p, w.off)
+			if w.off%slotSize == 0 && w.off < entriesStart && r.IntN(2) == 0 {
+				clear(file[w.off+r.Int64N(headerSize):][:headerSize]) // torn inside the sector
+			}
 		}
 	}
 	if len(file) < len(f.durable) && keep != 0 { // a file system never loses synced size to a lost write
