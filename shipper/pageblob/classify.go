@@ -153,6 +153,10 @@ func (t *Target) unanswered(o op, f failure) *target.Error {
 		return byStatus(0).error(o, err)
 	}
 	e := target.Lost(o.method, o.name, err)
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		e.Class, e.Code = retry.NonRecoverable, "tls-protocol"
+		e.Hint = "check target.url: " + t.endpoint.host + " does not speak TLS"
+	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
 		e.Code = "account-not-resolved"

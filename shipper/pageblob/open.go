@@ -127,8 +127,9 @@ type op struct {
 
 // do makes one request within f: with the current session, watched for progress, its error classified.
 func (t *Target) do(ctx context.Context, o op, f func(ctx context.Context, c *container.Client) error) error {
+	// Nothing has been sent before this line, and nothing is if it fails.
 	s, err := t.sessions.current()
-	if err != nil {
+	if err := firstError(ended(ctx), err); err != nil {
 		return target.Refused(o.method, o.name, err)
 	}
 	watched, stall := newStall(ctx, t.stall)
