@@ -71,7 +71,7 @@ func (d *Disk) Export(ctx context.Context, path string, opts ExportOptions) erro
 	if err != nil {
 		return err
 	}
-	e, err := d.newExport(path, opts)
+	e, err := d.newExport(path, opts, false)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,10 @@ type export struct {
 	pending int64 // bytes since the last cursor
 }
 
-func (d *Disk) newExport(path string, opts ExportOptions) (*export, error) {
+// newExport decides what to do about what is there. othersNamed: the first disk
+// of the same export has its name and its cursor; so had this one, and lost the
+// cursor already.
+func (d *Disk) newExport(path string, opts ExportOptions, othersNamed bool) (*export, error) {
 	e := &export{d: d, opts: opts, path: path}
 	c, found, err := loadCursor(path + CursorSuffix)
 	if err != nil && !(opts.Force && errors.Is(err, ErrCursor)) {
@@ -111,8 +114,9 @@ func (d *Disk) newExport(path string, opts ExportOptions) (*export, error) {
 		return nil, err
 	}
 	switch {
-	case ours && c.Proven && !partial && final:
-		e.cursor = c // a crash came between the rename and the removal of the cursor
+	case final && !partial && (ours && c.Proven || othersNamed && !found):
+		// A crash came between the rename and the removal of the cursor.
+		e.cursor = cursor{Of: e.id(), Proven: true, path: path + CursorSuffix}
 		return e, nil
 	case final && !opts.Force:
 		return nil, fmt.Errorf("%s: %w", path, ErrExists)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -40,7 +41,8 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 	}()
 	for i, step := range s.steps(opts.Progress) {
 		opts.Progress = step.progress
-		e, err := s.fill(step.plan, filepath.Join(dir, names[i]), opts)
+		named := i > 0 && exports[0].file == nil
+		e, err := s.fill(step.plan, filepath.Join(dir, names[i]), opts, named)
 		if e != nil {
 			exports = append(exports, e)
 		}
@@ -53,7 +55,7 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 			return err
 		}
 	}
-	for _, e := range exports { // only now: a cursor says that the name is ours
+	for _, e := range slices.Backward(exports) { // only now, the first one last: it says that the names are ours
 		if err := e.forget(); err != nil {
 			return err
 		}
@@ -61,7 +63,7 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 	return nil
 }
 
-func (s *Session) fill(p Plan, path string, opts ExportOptions) (*export, error) {
+func (s *Session) fill(p Plan, path string, opts ExportOptions, named bool) (*export, error) {
 	if err := makeDirs(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
@@ -69,7 +71,7 @@ func (s *Session) fill(p Plan, path string, opts ExportOptions) (*export, error)
 	if err != nil {
 		return nil, err
 	}
-	e, err := d.newExport(path, opts)
+	e, err := d.newExport(path, opts, named)
 	if err != nil {
 		return nil, err
 	}

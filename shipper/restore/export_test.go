@@ -1,0 +1,402 @@
+package restore_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog/catalogtest"
+	"github.com/vhdrelay/vhdrelay/shipper/restore"
+	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
+)
+
+func export(t *testing.T, w *catalogtest.World, spec, disk, path string, opts restore.ExportOptions) error {
+	t.Helper()
+	s, err := restore.Hold(t.Context(), w.T, w.VM, spec, []string{disk}, restore.HoldOptions{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.Export(path, opts), s.Close())
+}
+
+func wantFile(t *testing.T, path string, want []byte) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%s: %v, %d bytes, want %d; first difference at %d", path, err, len(got), len(want), firstDifference(got, want))
+	}
+}
+
+// wantNames compares a directory's content.
+func wantNames(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != len(want) {
+		t.Fatalf("%s holds %v, %v; want %q", dir, entries, err, want)
+	}
+	for i, e := range entries {
+		if e.Name() != want[i] {
+			t.Errorf("%s holds %s, want %s", dir, e.Name(), want[i])
+		}
+	}
+}
+
+func wantVHD(t *testing.T, path string, disk []byte) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	padded := image.PaddedSize(int64(len(disk)))
+	if int64(len(got)) != padded+image.FooterSize {
+		t.Fatalf("%d bytes for a disk of %d", len(got), len(disk))
+	}
+	footer, err := image.ParseFooter(got[padded:])
+	if err != nil || footer.CurrentSize != padded || footer.Type != image.TypeFixed {
+		t.Fatalf("footer %+v, %v", footer, err)
+	}
+	if !bytes.Equal(got[:len(disk)], disk) || !bytes.Equal(got[len(disk):padded], make([]byte, int(padded)-len(disk))) {
+		t.Fatalf("content differs, first at %d", firstDifference(got, disk))
+	}
+}
+
+func TestExportEqualsTheOracle(t *testing.T) {
+	w, _ := randomWorld(t, 99, 8)
+	dir := t.TempDir()
+	for id, disks := range w.Oracle {
+		for disk, want := range disks {
+			raw, vhd := filepath.Join(dir, id.String()+disk+".raw"), filepath.Join(dir, id.String()+disk+".vhd")
+			if err := export(t, w, id.String(), disk, raw, restore.ExportOptions{Format: restore.FormatRaw}); err != nil {
+				t.Fatal(err)
+			}
+			wantFile(t, raw, want)
+			if err := export(t, w, id.String(), disk, vhd, restore.ExportOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			wantVHD(t, vhd, want)
+		}
+	}
+	pins, err := catalog.Pins(t.Context(), w.T, w.VM)
+	if err != nil || len(pins) != 0 {
+		t.Errorf("pins left: %v, %v", pins, err)
+	}
+}
+
+// The image is what another reader says it is.
+func TestExportedVHDByQemu(t *testing.T) {
+	qemu, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Skip("no qemu-img")
+	}
+	w, _, d, ids := chain(t)
+	dir := t.TempDir()
+	vhd, raw := filepath.Join(dir, "a.vhd"), filepath.Join(dir, "a.raw")
+	if err := export(t, w, ids[3].String(), d.ID, vhd, restore.ExportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, image.PaddedSize(int64(len(d.Data))))
+	copy(want, w.Oracle[ids[3]][d.ID])
+	if err := os.WriteFile(raw, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), qemu, "compare", "-f", "vpc", "-F", "raw", vhd, raw).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestExportIsSparse(t *testing.T) {
+	f := fake.New(fake.Options{})
+	w := catalogtest.New(t, f, "vm")
+	d := w.AddDisk("big.img", 64*mib)
+	d.Write(30*mib, []byte("lonely"))
+	w.CompleteDisk(d)
+	w.Close()
+	path := filepath.Join(t.TempDir(), "big.raw")
+	if err := export(t, w, "latest", d.Name, path, restore.ExportOptions{Format: restore.FormatRaw}); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Size() != 64*mib {
+		t.Fatal(info, err)
+	}
+	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > mib {
+		t.Errorf("%d bytes allocated for one block", used)
+	}
+}
+
+func TestExportNeverOverwrites(t *testing.T) {
+	w, _, d, ids := chain(t)
+	path := filepath.Join(t.TempDir(), "os.vhd")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); !errors.Is(err, restore.ErrExists) {
+		t.Fatalf("over a file: %v", err)
+	}
+	wantFile(t, path, []byte("precious"))
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	wantVHD(t, path, w.Oracle[ids[3]][d.ID])
+}
+
+// A file that appears while the export runs is as safe.
+func TestExportLosesTheRaceForTheName(t *testing.T) {
+	w, _, d, _ := chain(t)
+	path := filepath.Join(t.TempDir(), "os.vhd")
+	hook := func(point string) error {
+		if point == restore.PointProven {
+			return os.WriteFile(path, []byte("precious"), 0o600)
+		}
+		return nil
+	}
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Hook: hook}); !errors.Is(err, restore.ErrExists) {
+		t.Fatal(err)
+	}
+	wantFile(t, path, []byte("precious"))
+}
+
+var errCrash = errors.New("crash")
+
+// big is a disk of several chunks, so that an interruption finds something done.
+func big(t *testing.T) (*catalogtest.World, *fake.Fake, *catalogtest.Disk) {
+	f := fake.New(fake.Options{})
+	w := catalogtest.New(t, f, "vm")
+	d := w.AddDisk("big.img", 26*mib+512)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for off := 0; off < len(d.Data)-4096; off += mib / 2 {
+		d.Write(off, []byte{byte(rng.Uint32()) | 1})
+	}
+	w.CompleteDisk(d)
+	for range 3 {
+		w.Scribble(rng)
+		w.Close()
+	}
+	return w, f, d
+}
+
+func TestExportResumesAtEveryGap(t *testing.T) {
+	w, f, d := big(t)
+	for _, point := range []string{restore.PointCursor, restore.PointProven, restore.PointNamed} {
+		for k := range 4 {
+			path := filepath.Join(t.TempDir(), "big.vhd")
+			left := k
+			opts := restore.ExportOptions{SyncBytes: 8 * mib, Hook: func(p string) error {
+				if left--; p == point && left < 0 {
+					return errCrash
+				}
+				return nil
+			}}
+			if err := export(t, w, "latest", d.ID, path, opts); !errors.Is(err, errCrash) {
+				t.Fatalf("%s %d: %v", point, k, err)
+			}
+			_, before := f.Traffic()
+			if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); err != nil {
+				t.Fatalf("%s %d, again: %v", point, k, err)
+			}
+			_, after := f.Traffic()
+			t.Logf("%s %d: %d bytes read", point, k, after-before)
+			wantVHD(t, path, d.Data)
+			wantNames(t, filepath.Dir(path), "big.vhd")
+		}
+	}
+}
+
+func TestExportResumesInsteadOfReadingAgain(t *testing.T) {
+	w, f, d := big(t)
+	path := filepath.Join(t.TempDir(), "big.vhd")
+	var done int64
+	crash := restore.ExportOptions{SyncBytes: 4 * mib, Progress: func(n, _ int64) { done = n },
+		Hook: func(string) error {
+			if done >= 20*mib {
+				return errCrash
+			}
+			return nil
+		}}
+	if err := export(t, w, "latest", d.ID, path, crash); !errors.Is(err, errCrash) {
+		t.Fatal(err)
+	}
+	var first int64
+	again := restore.ExportOptions{Progress: func(n, _ int64) { first = min(n, max(first, n)); f.SetHook(nil) }}
+	replica := catalog.ReplicaName(w.VM, d.ID)
+	f.SetHook(func(op fake.Op) fake.Fault {
+		if op.Method == "ReadPages" && op.Name == replica && op.Off < 16*mib {
+			t.Errorf("reads %d again", op.Off)
+		}
+		return fake.Fault{}
+	})
+	if err := export(t, w, "latest", d.ID, path, again); err != nil {
+		t.Fatal(err)
+	}
+	wantVHD(t, path, d.Data)
+}
+
+func TestExportRefusesAnUnfinishedOther(t *testing.T) {
+	w, _, d, ids := chain(t)
+	path := filepath.Join(t.TempDir(), "os.vhd")
+	crash := restore.ExportOptions{Hook: func(string) error { return errCrash }}
+	if err := export(t, w, ids[1].String(), d.ID, path, crash); !errors.Is(err, errCrash) {
+		t.Fatal(err)
+	}
+	if err := export(t, w, ids[2].String(), d.ID, path, restore.ExportOptions{}); !errors.Is(err, restore.ErrOtherExport) {
+		t.Errorf("another point: %v", err)
+	}
+	if err := export(t, w, ids[1].String(), d.ID, path, restore.ExportOptions{Format: restore.FormatRaw}); !errors.Is(err, restore.ErrOtherExport) {
+		t.Errorf("another format: %v", err)
+	}
+	if err := export(t, w, ids[2].String(), d.ID, path, restore.ExportOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	wantVHD(t, path, w.Oracle[ids[2]][d.ID])
+}
+
+func TestExportRefusesAForeignPartialAndABadCursor(t *testing.T) {
+	w, _, d, ids := chain(t)
+	for suffix, want := range map[string]error{restore.PartialSuffix: restore.ErrOtherExport, restore.CursorSuffix: restore.ErrCursor} {
+		for _, content := range []string{"?", `{"version":2}`, `{"version":1,"sum":"x"}`} {
+			path := filepath.Join(t.TempDir(), "os.vhd")
+			if err := os.WriteFile(path+suffix, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); !errors.Is(err, want) {
+				t.Errorf("%s %s: %v", suffix, content, err)
+			}
+			if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			wantVHD(t, path, w.Oracle[ids[3]][d.ID])
+		}
+	}
+}
+
+func TestExportOfOneOutputTwice(t *testing.T) {
+	w, _, d, _ := chain(t)
+	path := filepath.Join(t.TempDir(), "os.vhd")
+	var inner error
+	hook := func(point string) error {
+		if point == restore.PointProven {
+			inner = export(t, w, "latest", d.ID, path, restore.ExportOptions{Force: true})
+		}
+		return nil
+	}
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Hook: hook}); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(inner, restore.ErrBusy) {
+		t.Errorf("the second: %v", inner)
+	}
+}
+
+func TestExportThatDiffersLeavesNothing(t *testing.T) {
+	w, f, d, _ := chain(t)
+	w.Apply()
+	snapshots, _ := catalog.Snapshots(t.Context(), f, w.VM, d.ID)
+	f.Rot(catalog.ReplicaName(w.VM, d.ID), snapshots[1].ID, 0)
+	path := filepath.Join(t.TempDir(), "os.vhd")
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); !errors.Is(err, restore.ErrDiffers) {
+		t.Fatal(err)
+	}
+	wantNames(t, filepath.Dir(path))
+}
+
+func TestExportFormats(t *testing.T) {
+	w, _, d, _ := chain(t)
+	path := filepath.Join(t.TempDir(), "os.vhdx")
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: "vhdx"}); !errors.Is(err, restore.ErrFormat) {
+		t.Error(err)
+	}
+}
+
+// twoDisks is a VM with names that meet in one output name.
+func twoDisks(t *testing.T) *catalogtest.World {
+	w := catalogtest.New(t, fake.New(fake.Options{}), "vm")
+	for i, name := range []string{"os.vhdx", "os.VHD", "data/d.img"} {
+		d := w.AddDisk(name, (8+i)*extent.BlockSize)
+		d.Write(0, []byte(name))
+		w.CompleteDisk(d)
+	}
+	w.Close()
+	return w
+}
+
+func TestExportWholeVM(t *testing.T) {
+	w := twoDisks(t)
+	dir := filepath.Join(t.TempDir(), "new", "dir")
+	for _, point := range []string{restore.PointCursor, restore.PointProven, restore.PointNamed, ""} {
+		for k := range 3 {
+			err := exportAll(t, w, dir, crashAt(point, min(k, 1))) // the disk before is behind this gap already
+			if (point == "") != (err == nil) && (point == "" || !errors.Is(err, errCrash)) {
+				t.Fatalf("%s: %v", point, err)
+			}
+			if point == restore.PointCursor {
+				wantNames(t, filepath.Join(dir), firstNames(k)...)
+			}
+			if point == "" {
+				break
+			}
+		}
+	}
+	content := w.Oracle[w.Points[0].ID()]
+	wantVHD(t, filepath.Join(dir, "os.vhd"), content[w.Disks[0].ID])
+	wantVHD(t, filepath.Join(dir, "os.VHD"), content[w.Disks[1].ID])
+	wantVHD(t, filepath.Join(dir, "data", "d.vhd"), content[w.Disks[2].ID])
+	wantNames(t, dir, "data", "os.VHD", "os.vhd")
+	if err := exportAll(t, w, dir, restore.ExportOptions{}); !errors.Is(err, restore.ErrExists) {
+		t.Errorf("over a finished export: %v", err)
+	}
+}
+
+func crashAt(point string, k int) restore.ExportOptions {
+	return restore.ExportOptions{Hook: func(p string) error {
+		if p != point {
+			return nil
+		}
+		if k--; k < 0 {
+			return errCrash
+		}
+		return nil
+	}}
+}
+
+// firstNames is what is there when the k-th disk's data is whole: no final name.
+func firstNames(k int) []string {
+	names := []string{"os.vhd.partial", "os.vhd.partial.cursor"}
+	if k > 0 {
+		names = append([]string{"os.VHD.partial", "os.VHD.partial.cursor"}, names...)
+	}
+	if k > 1 {
+		names = append([]string{"data"}, names...)
+	}
+	return names
+}
+
+func exportAll(t *testing.T, w *catalogtest.World, dir string, opts restore.ExportOptions) error {
+	t.Helper()
+	s, err := restore.Hold(t.Context(), w.T, w.VM, "latest", nil, restore.HoldOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return errors.Join(s.ExportAll(dir, opts), s.Close())
+}
+
+func TestOneFileIsForOneDisk(t *testing.T) {
+	w := twoDisks(t)
+	s, err := restore.Hold(t.Context(), w.T, w.VM, "latest", nil, restore.HoldOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Export(filepath.Join(t.TempDir(), "x"), restore.ExportOptions{}); !errors.Is(err, restore.ErrNoDisk) {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
