@@ -174,13 +174,10 @@ func (t *tree) clear() {
 	}
 }
 
-// closeAll closes what is open. Errors of close say nothing here: fsync has reported what matters.
+// closeAll closes what is open, once: the node has left the table. Errors of close say nothing here: fsync has reported what matters.
 func (n *node) closeAll() {
 	n.closeBacking()
-	if n.fd >= 0 {
-		unix.Close(n.fd)
-		n.fd = -1
-	}
+	unix.Close(n.fd)
 }
 
 func (n *node) closeBacking() {

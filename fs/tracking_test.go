@@ -158,7 +158,9 @@ func TestListingAttachesWhatItLooksUp(t *testing.T) {
 // TestUntrackedIsServed: a nil Tracker means no tracking, not no service.
 func TestUntrackedIsServed(t *testing.T) {
 	m := newTestStore(t)
+	m.vols.mu.Lock()
 	m.vols.mu.untracked["a.vhd"] = true
+	m.vols.mu.Unlock()
 	mustWrite(t, m.path("a.vhd"), []byte("data"))
 	if got, err := os.ReadFile(m.backing("a.vhd")); err != nil || string(got) != "data" {
 		t.Errorf("%q, %v", got, err)
