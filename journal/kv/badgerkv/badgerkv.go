@@ -2,10 +2,225 @@
 package badgerkv
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 )
 
-// Open opens or makes the store in dir.
-func Open(dir string, log *slog.Logger) (kv.Store, error) { return nil, kv.ErrClosed }
+// Sizes, bytes. The journal's content is a few MiB; the defaults would take
+// hundreds of memory for it.
+const (
+	memtable = 8 << 20 // two of them, and their logs on disk twice that; a batch may have 15 % of it
+	valueLog = 1 << 20 // unused: every value fits the tables
+	table    = 2 << 20
+)
+
+// Store is a kv.Store in one directory.
+type Store struct {
+	dir string
+	log *slog.Logger
+
+	apply sync.Mutex // one commit at a time; held over its I/O
+
+	mu struct { // write-held over opening and closing the database only
+		sync.RWMutex
+		db     *badger.DB // nil: it could not be opened again
+		broken error      // the last commit's; the next one opens the database anew
+		closed bool
+	}
+}
+
+var _ kv.Store = (*Store)(nil)
+
+// Open opens or makes the store in dir, which one process may have open.
+// Badger's messages go to log; nil discards them.
+func Open(dir string, log *slog.Logger) (*Store, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{dir: dir, log: log}
+	db, err := badger.Open(s.options())
+	if err != nil {
+		return nil, fmt.Errorf("open journal store %s: %w", dir, err)
+	}
+	s.mu.db = db
+	return s, nil
+}
+
+// options sets every choice that durability or size depends on, whatever the
+// defaults are. SyncWrites syncs each commit; db.Sync is no substitute, it
+// leaves a rotated memtable's log out.
+func (s *Store) options() badger.Options {
+	return badger.DefaultOptions(s.dir).
+		WithSyncWrites(true).
+		WithDetectConflicts(false).
+		WithNumVersionsToKeep(1).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithMemTableSize(memtable).
+		WithNumMemtables(2).
+		WithBaseTableSize(table).
+		WithBaseLevelSize(2 * table).
+		WithNumLevelZeroTables(2).
+		WithNumLevelZeroTablesStall(8).
+		WithNumCompactors(2).
+		WithValueThreshold(1 << 20).
+		WithValueLogFileSize(valueLog).
+		WithMetricsEnabled(false).
+		WithLogger(logger{s.log})
+}
+
+// Get implements kv.Store.
+func (s *Store) Get(key []byte) (value []byte, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if errors.Is(err, badger.ErrKeyNotFound) || errors.Is(err, badger.ErrEmptyKey) {
+			return kv.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		value, err = item.ValueCopy(nil)
+		return err
+	})
+	return value, err
+}
+
+// Scan implements kv.Store.
+func (s *Store) Scan(prefix []byte, fn func(key, value []byte) error) error {
+	return s.view(func(txn *badger.Txn) error {
+		opts := badger.DefaultIteratorOptions
+		opts.Prefix = prefix
+		it := txn.NewIterator(opts)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			value, err := it.Item().ValueCopy(nil)
+			if err != nil {
+				return err
+			}
+			if err := fn(it.Item().KeyCopy(nil), value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Store) view(fn func(*badger.Txn) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.mu.closed {
+		return kv.ErrClosed
+	}
+	if s.mu.db == nil {
+		return fmt.Errorf("journal store is not open: %w", s.mu.broken)
+	}
+	return s.mu.db.View(fn)
+}
+
+// Apply implements kv.Store. Commits go one at a time: after one has failed its
+// log may have a hole at which a replay would stop, so nothing may be
+// acknowledged behind it before the database was opened anew.
+func (s *Store) Apply(b *kv.Batch) error {
+	if err := b.Check(); err != nil {
+		return err
+	}
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if err := s.mend(); err != nil {
+		return err
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	s.mu.RLock()
+	err := commit(s.mu.db, b)
+	s.mu.RUnlock()
+	if err != nil {
+		s.mu.Lock()
+		s.mu.broken = err
+		s.mu.Unlock()
+		return fmt.Errorf("commit %d operations: %w", b.Len(), err)
+	}
+	return nil
+}
+
+func commit(db *badger.DB, b *kv.Batch) error {
+	txn := db.NewTransaction(true)
+	defer txn.Discard()
+	for _, op := range b.Ops() {
+		var err error
+		if op.Delete {
+			err = txn.Delete(append([]byte(nil), op.Key...))
+		} else {
+			err = txn.Set(append([]byte(nil), op.Key...), append([]byte(nil), op.Value...))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return txn.Commit()
+}
+
+// mend opens the database anew after a failed commit: the replay writes what
+// the old log holds into a synced table.
+func (s *Store) mend() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return kv.ErrClosed
+	}
+	if s.mu.broken == nil {
+		return nil
+	}
+	if s.mu.db != nil {
+		if err := s.mu.db.Close(); err != nil {
+			s.log.Warn("closing the journal store", "cause", err)
+		}
+		s.mu.db = nil
+	}
+	db, err := badger.Open(s.options())
+	if err != nil {
+		s.mu.broken = err
+		return fmt.Errorf("open journal store %s again: %w", s.dir, err)
+	}
+	s.mu.db, s.mu.broken = db, nil
+	return nil
+}
+
+// Close implements kv.Store.
+func (s *Store) Close() error {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return nil
+	}
+	s.mu.closed = true
+	if s.mu.db == nil {
+		return nil
+	}
+	if err := s.mu.db.Close(); err != nil {
+		return fmt.Errorf("close journal store: %w", err)
+	}
+	return nil
+}
+
+// logger passes Badger's messages on; its information is our debugging.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Errorf(f string, v ...any)   { l.log.Error(line(f, v)) }
+func (l logger) Warningf(f string, v ...any) { l.log.Warn(line(f, v)) }
+func (l logger) Infof(f string, v ...any)    { l.log.Debug(line(f, v)) }
+func (l logger) Debugf(f string, v ...any)   { l.log.Debug(line(f, v)) }
+
+func line(f string, v []any) string { return "badger: " + strings.TrimSpace(fmt.Sprintf(f, v...)) }
