@@ -134,7 +134,7 @@ func (r *replica) resize(ctx context.Context, d *disk, f *fold.Fold) error {
 	if size == r.size && cut == data {
 		return nil
 	}
-	t := r.vm.deps.Target
+	t := r.vm.target
 	err := r.vm.once(ctx, func(ctx context.Context) error {
 		if err := t.ClearPages(ctx, r.name, cut, r.size-cut, r.guard()); err != nil {
 			return err
@@ -194,7 +194,7 @@ type blobReader struct {
 
 func (b blobReader) ReadAt(p []byte, off int64) (int, error) {
 	err := b.vm.repeat(b.ctx, func(ctx context.Context) error {
-		return b.vm.deps.Target.ReadPages(ctx, b.name, "", off, p)
+		return b.vm.target.ReadPages(ctx, b.name, "", off, p)
 	})
 	if err != nil {
 		return 0, err

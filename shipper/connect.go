@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/retention"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
@@ -15,9 +16,12 @@ import (
 // connectStep reconciles local state with the target before anything is shipped.
 // Capture does not wait for it: it needs a generation only.
 func (v *VM) connectStep(ctx context.Context) error {
+	if err := v.openTarget(ctx); err != nil {
+		return err
+	}
 	var doc catalog.VMDoc
 	err := v.repeat(ctx, func(ctx context.Context) (err error) {
-		doc, _, err = catalog.LoadVM(ctx, v.deps.Target, v.opts.Name)
+		doc, _, err = catalog.LoadVM(ctx, v.target, v.opts.Name)
 		return err
 	})
 	ours := v.state.get().Generation
@@ -25,7 +29,7 @@ func (v *VM) connectStep(ctx context.Context) error {
 	case errors.Is(err, catalog.ErrNoVM) && ours == 0:
 		return v.found(ctx)
 	case errors.Is(err, catalog.ErrNoVM):
-		return targetLost(v.opts.Name, "it has no vm.json at "+v.deps.Target.String()+", although points were made there")
+		return targetLost(v.opts.Name, "it has no vm.json at "+v.target.String()+", although points were made there")
 	case err != nil:
 		return err
 	case ours == 0 && v.foundedByUs(doc):
@@ -40,6 +44,19 @@ func (v *VM) connectStep(ctx context.Context) error {
 		return fenced(v.opts.Name, doc, ours)
 	}
 	return v.reconcile(ctx, doc)
+}
+
+func (v *VM) openTarget(ctx context.Context) error {
+	if v.target != nil {
+		return nil
+	}
+	t, err := v.deps.Open(ctx)
+	if err != nil {
+		return err
+	}
+	v.target = t
+	v.pruner = retention.NewPruner(t, v, v.opts.Name, retention.Options{Now: v.opts.Now})
+	return nil
 }
 
 func (v *VM) sameHost(doc catalog.VMDoc) bool {
@@ -60,7 +77,7 @@ func (v *VM) takingOver(doc catalog.VMDoc) bool {
 // found writes the first vm.json.
 func (v *VM) found(ctx context.Context) error {
 	doc := catalog.VMDoc{Version: catalog.FormatVersion, Name: v.opts.Name, VMID: v.opts.ID, Owner: v.opts.Owner, Generation: 1, Updated: v.opts.Now().UTC()}
-	if err := v.repeat(ctx, func(ctx context.Context) error { return catalog.CreateVM(ctx, v.deps.Target, doc) }); err != nil {
+	if err := v.repeat(ctx, func(ctx context.Context) error { return catalog.CreateVM(ctx, v.target, doc) }); err != nil {
 		return err
 	}
 	return v.adoptGeneration(ctx, doc)
@@ -117,7 +134,7 @@ func (v *VM) manifestOf(r catalog.Record) *spool.Manifest {
 
 func (v *VM) loadRecords(ctx context.Context) (records []catalog.Record, err error) {
 	err = v.repeat(ctx, func(ctx context.Context) error {
-		records, err = catalog.Records(ctx, v.deps.Target, v.opts.Name)
+		records, err = catalog.Records(ctx, v.target, v.opts.Name)
 		return err
 	})
 	return records, err
@@ -174,7 +191,7 @@ func (v *VM) takeOver(ctx context.Context, why string) error {
 func (v *VM) raiseGeneration(ctx context.Context) (catalog.VMDoc, error) {
 	var doc catalog.VMDoc
 	err := v.repeat(ctx, func(ctx context.Context) (err error) {
-		doc, err = catalog.UpdateVM(ctx, v.deps.Target, v.opts.Name, func(d *catalog.VMDoc) error {
+		doc, err = catalog.UpdateVM(ctx, v.target, v.opts.Name, func(d *catalog.VMDoc) error {
 			if v.state.get().TakingOver == d.Generation {
 				return nil
 			}
@@ -224,7 +241,11 @@ func (v *VM) recoverDisk(ctx context.Context, d *disk, have catalog.DiskDoc) err
 	if err := v.seizeLease(ctx, name, lease); err != nil {
 		return err
 	}
-	if err := v.blankTable(d, have.VirtualSize); err != nil {
+	t, err := v.newTable(d, have.VirtualSize)
+	if err != nil {
+		return err
+	}
+	if err := d.publishTable(t); err != nil {
 		return err
 	}
 	return d.state.update(func(s *diskRecord) { s.Stage, s.TableReady = StageComplete, true })
@@ -232,10 +253,10 @@ func (v *VM) recoverDisk(ctx context.Context, d *disk, have catalog.DiskDoc) err
 
 func (v *VM) seizeLease(ctx context.Context, name, id string) error {
 	return v.repeat(ctx, func(ctx context.Context) error {
-		if err := v.deps.Target.BreakLease(ctx, name); err != nil {
+		if err := v.target.BreakLease(ctx, name); err != nil {
 			return err
 		}
-		return v.deps.Target.AcquireLease(ctx, name, id)
+		return v.target.AcquireLease(ctx, name, id)
 	})
 }
 
@@ -295,7 +316,7 @@ func (v *VM) updateDoc(ctx context.Context, change func(*catalog.VMDoc) error) e
 	st := v.state.get()
 	ours := max(st.Generation, st.TakingOver)
 	return v.repeat(ctx, func(ctx context.Context) error {
-		_, err := catalog.UpdateVM(ctx, v.deps.Target, v.opts.Name, func(d *catalog.VMDoc) error {
+		_, err := catalog.UpdateVM(ctx, v.target, v.opts.Name, func(d *catalog.VMDoc) error {
 			if d.Generation != ours {
 				return fenced(v.opts.Name, *d, ours)
 			}
@@ -311,7 +332,7 @@ func (v *VM) updateDoc(ctx context.Context, change func(*catalog.VMDoc) error) e
 
 func (v *VM) snapshots(ctx context.Context, key string) (snaps []catalog.Snapshot, err error) {
 	err = v.repeat(ctx, func(ctx context.Context) error {
-		snaps, err = catalog.Snapshots(ctx, v.deps.Target, v.opts.Name, key)
+		snaps, err = catalog.Snapshots(ctx, v.target, v.opts.Name, key)
 		if errors.Is(err, target.ErrNotFound) {
 			err = nil
 		}

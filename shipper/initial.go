@@ -85,7 +85,7 @@ func (v *VM) enroll(ctx context.Context, d *disk, info image.Info) error {
 	}
 	name := catalog.ReplicaName(v.opts.Name, d.state.get().Key)
 	err := v.repeat(ctx, func(ctx context.Context) error {
-		return v.deps.Target.CreatePages(ctx, name, image.ReplicaSize(info.VirtualSize), 1)
+		return v.target.CreatePages(ctx, name, image.ReplicaSize(info.VirtualSize), 1)
 	})
 	if errors.Is(err, target.ErrExists) {
 		return nil // ours: the key was chosen so that nobody else's has it
@@ -95,7 +95,7 @@ func (v *VM) enroll(ctx context.Context, d *disk, info image.Info) error {
 
 // chooseKey gives the disk a name at the target that no other disk of the VM ever had.
 func (v *VM) chooseKey(ctx context.Context, d *disk) (string, error) {
-	doc, _, err := catalog.LoadVM(ctx, v.deps.Target, v.opts.Name)
+	doc, _, err := catalog.LoadVM(ctx, v.target, v.opts.Name)
 	if err != nil {
 		return "", err
 	}
@@ -147,12 +147,15 @@ func (v *VM) restartInitial(ctx context.Context, d *disk, r *replica, info image
 	if err != nil {
 		return err
 	}
+	if err := d.closeTable(); err != nil {
+		return err
+	}
 	size := image.ReplicaSize(info.VirtualSize)
 	err = v.once(ctx, func(ctx context.Context) error {
-		if err := v.deps.Target.Resize(ctx, r.name, size, r.guard()); err != nil {
+		if err := v.target.Resize(ctx, r.name, size, r.guard()); err != nil {
 			return err
 		}
-		return v.deps.Target.ClearPages(ctx, r.name, 0, size, r.guard())
+		return v.target.ClearPages(ctx, r.name, 0, size, r.guard())
 	})
 	r.size = size
 	return err
@@ -162,7 +165,7 @@ func (v *VM) restartInitial(ctx context.Context, d *disk, r *replica, info image
 func (r *replica) putFooter(ctx context.Context, info image.Info) error {
 	footer := image.FixedFooter(info.VirtualSize, info.ID, r.vm.opts.Now())
 	return r.vm.once(ctx, func(ctx context.Context) error {
-		return r.vm.deps.Target.PutPages(ctx, r.name, image.PaddedSize(info.VirtualSize), footer[:], checksum.Of(footer[:]), r.guard())
+		return r.vm.target.PutPages(ctx, r.name, image.PaddedSize(info.VirtualSize), footer[:], checksum.Of(footer[:]), r.guard())
 	})
 }
 
@@ -175,43 +178,38 @@ func (v *VM) openTable(d *disk) error {
 	if err != nil {
 		return fmt.Errorf("disk %s: checksum table: %w", d.src.Name(), err)
 	}
-	d.setTable(t)
-	return nil
+	return d.publishTable(t)
 }
 
 // initTable makes the table: holes as zero blocks, which a new replica holds
-// already, everything else unknown. It is synced before the first put.
+// already, everything else unknown. It is synced before the first put. What the
+// activity log forgets meanwhile is unknown whatever the holes said before.
 func (v *VM) initTable(d *disk, info image.Info) error {
-	if err := v.blankTable(d, info.VirtualSize); err != nil {
+	t, err := v.newTable(d, info.VirtualSize)
+	if err != nil {
 		return err
 	}
-	t := d.table()
 	if err := learnHoles(t, d.src, info); err != nil {
-		return err
+		return errors.Join(err, t.Close())
 	}
 	if err := t.Sync(); err != nil {
+		return errors.Join(err, t.Close())
+	}
+	if err := d.publishTable(t); err != nil {
 		return err
 	}
 	return d.state.update(func(s *diskRecord) { s.TableReady = true })
 }
 
-// blankTable makes a table that knows nothing.
-func (v *VM) blankTable(d *disk, virtualSize int64) error {
-	if t := d.table(); t != nil {
-		d.setTable(nil)
-		if err := t.Close(); err != nil {
-			return err
-		}
+// newTable makes a table that knows nothing in the place of the old one.
+func (v *VM) newTable(d *disk, virtualSize int64) (*checksum.Table, error) {
+	if err := d.closeTable(); err != nil {
+		return nil, err
 	}
 	if err := os.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
-	t, err := checksum.CreateTable(v.tablePath(d), diskBlocks(virtualSize))
-	if err != nil {
-		return err
-	}
-	d.setTable(t)
-	return nil
+	return checksum.CreateTable(v.tablePath(d), diskBlocks(virtualSize))
 }
 
 // learnHoles enters zero for every block of a hole. A block written meanwhile is

@@ -44,12 +44,12 @@ func (v *VM) forgetRecords(gone []catalog.PointID) {
 // ServiceTime is the target's clock: vm.json carries our time of its last write,
 // the listing the target's.
 func (v *VM) ServiceTime(ctx context.Context) (time.Time, error) {
-	doc, _, err := catalog.LoadVM(ctx, v.deps.Target, v.opts.Name)
+	doc, _, err := catalog.LoadVM(ctx, v.target, v.opts.Name)
 	if err != nil {
 		return time.Time{}, err
 	}
 	name := catalog.VMDocName(v.opts.Name)
-	for item, err := range v.deps.Target.List(ctx, name) {
+	for item, err := range v.target.List(ctx, name) {
 		if err != nil {
 			return time.Time{}, err
 		}

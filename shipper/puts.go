@@ -66,7 +66,7 @@ func (p *putter) data(off int64, buf *[]byte, n int, sum checksum.Sum, acked fun
 	p.group.Go(func() error {
 		defer p.vm.deps.Buffers.put(buf)
 		err := retry.Do(p.ctx, p.policy(n), func(ctx context.Context) error {
-			return p.vm.deps.Target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
+			return p.vm.target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
 		})
 		if err != nil || acked == nil {
 			return err
@@ -79,7 +79,7 @@ func (p *putter) data(off int64, buf *[]byte, n int, sum checksum.Sum, acked fun
 func (p *putter) clear(off, n int64, acked func() error) {
 	p.group.Go(func() error {
 		err := retry.Do(p.ctx, p.policy(0), func(ctx context.Context) error {
-			return p.vm.deps.Target.ClearPages(ctx, p.name, off, n, p.guard)
+			return p.vm.target.ClearPages(ctx, p.name, off, n, p.guard)
 		})
 		if err != nil || acked == nil {
 			return err

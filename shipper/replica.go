@@ -40,7 +40,7 @@ func (v *VM) openReplica(ctx context.Context, d *disk) (*replica, error) {
 // fences nobody (I7).
 func (v *VM) takeLease(ctx context.Context, name, id string) error {
 	err := v.repeat(ctx, func(ctx context.Context) error {
-		return v.deps.Target.AcquireLease(ctx, name, id)
+		return v.target.AcquireLease(ctx, name, id)
 	})
 	if !errors.Is(err, target.ErrLeased) {
 		return err
@@ -49,21 +49,21 @@ func (v *VM) takeLease(ctx context.Context, name, id string) error {
 		return err
 	}
 	return v.repeat(ctx, func(ctx context.Context) error {
-		if err := v.deps.Target.BreakLease(ctx, name); err != nil {
+		if err := v.target.BreakLease(ctx, name); err != nil {
 			return err
 		}
-		return v.deps.Target.AcquireLease(ctx, name, id)
+		return v.target.AcquireLease(ctx, name, id)
 	})
 }
 
 // raise sets the sequence number one higher, an absolute value under If-Match.
 func (r *replica) raise(ctx context.Context) error {
 	return r.vm.repeat(ctx, func(ctx context.Context) error {
-		p, err := r.vm.deps.Target.Properties(ctx, r.name, "")
+		p, err := r.vm.target.Properties(ctx, r.name, "")
 		if err != nil {
 			return err
 		}
-		etag, err := r.vm.deps.Target.SetSequence(ctx, r.name, p.Sequence+1, r.lease, p.ETag)
+		etag, err := r.vm.target.SetSequence(ctx, r.name, p.Sequence+1, r.lease, p.ETag)
 		if err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func (r *replica) seal(ctx context.Context, at catalog.PointID, kind string) err
 		if err != nil || taken {
 			return err
 		}
-		_, err = r.vm.deps.Target.Snapshot(ctx, r.name, r.lease, r.etag, catalog.SnapshotMetadata(at, kind))
+		_, err = r.vm.target.Snapshot(ctx, r.name, r.lease, r.etag, catalog.SnapshotMetadata(at, kind))
 		return err
 	})
 	if err != nil {
@@ -97,7 +97,7 @@ func (r *replica) seal(ctx context.Context, at catalog.PointID, kind string) err
 
 // hasSnapshot looks for the answer that was lost.
 func (r *replica) hasSnapshot(ctx context.Context, at catalog.PointID, kind string) (bool, error) {
-	snaps, err := catalog.Snapshots(ctx, r.vm.deps.Target, r.vm.opts.Name, r.key)
+	snaps, err := catalog.Snapshots(ctx, r.vm.target, r.vm.opts.Name, r.key)
 	if err != nil {
 		return false, err
 	}
@@ -108,11 +108,11 @@ func (r *replica) hasSnapshot(ctx context.Context, at catalog.PointID, kind stri
 func (v *VM) checkGeneration(ctx context.Context) error {
 	var doc catalog.VMDoc
 	err := v.repeat(ctx, func(ctx context.Context) (err error) {
-		doc, _, err = catalog.LoadVM(ctx, v.deps.Target, v.opts.Name)
+		doc, _, err = catalog.LoadVM(ctx, v.target, v.opts.Name)
 		return err
 	})
 	if errors.Is(err, catalog.ErrNoVM) {
-		return targetLost(v.opts.Name, "its vm.json is gone from "+v.deps.Target.String())
+		return targetLost(v.opts.Name, "its vm.json is gone from "+v.target.String())
 	}
 	if err != nil {
 		return err

@@ -116,7 +116,7 @@ func (v *VM) uploadSegment(ctx context.Context, m *spool.Manifest, md spool.Mani
 	}
 	defer f.Close()
 	err = v.repeat(ctx, func(ctx context.Context) error {
-		return v.deps.Target.CreatePages(ctx, ref.Blob, ref.Size, 0)
+		return v.target.CreatePages(ctx, ref.Blob, ref.Size, 0)
 	})
 	if err != nil && !errors.Is(err, target.ErrExists) {
 		return ref, err
@@ -180,7 +180,7 @@ func (v *VM) record(ctx context.Context, m *spool.Manifest, refs []catalog.Segme
 	}
 	v.opts.Hook(PointBeforeRecord)
 	r := v.newRecord(m, refs)
-	err := v.repeat(ctx, func(ctx context.Context) error { return catalog.CreateRecord(ctx, v.deps.Target, r) })
+	err := v.repeat(ctx, func(ctx context.Context) error { return catalog.CreateRecord(ctx, v.target, r) })
 	if err != nil {
 		return err
 	}

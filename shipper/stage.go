@@ -180,8 +180,11 @@ func unreachable(err error) bool {
 
 // answers asks the target for something small; an answer of any kind ends a wait.
 func (v *VM) answers(ctx context.Context) bool {
+	if v.target == nil {
+		return false // the schedule of the connect stage looks for it
+	}
 	ctx, cancel := context.WithTimeout(ctx, probeInterval)
 	defer cancel()
-	_, err := v.deps.Target.Get(ctx, catalog.VMDocName(v.opts.Name))
+	_, err := v.target.Get(ctx, catalog.VMDocName(v.opts.Name))
 	return err == nil || errors.Is(err, target.ErrNotFound)
 }

@@ -2,6 +2,7 @@ package shipper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
@@ -80,4 +81,22 @@ func (v *VM) progress() Progress {
 		}
 	}
 	return Progress{Stage: "ship", Total: total}
+}
+
+// SealLast brings what changed into the spool, once nothing changes any more.
+// What does not fit stays in the change sets, which a clean stop writes out.
+func (v *VM) SealLast(ctx context.Context) error {
+	if v.state.get().Generation == 0 || v.Status().Pending == 0 {
+		return nil
+	}
+	return v.captureStep(ctx)
+}
+
+// Close closes the tables; no stage may run any more.
+func (v *VM) Close() error {
+	var errs []error
+	for _, d := range v.disks() {
+		errs = append(errs, d.closeTable())
+	}
+	return errors.Join(errs...)
 }

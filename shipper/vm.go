@@ -10,8 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vhdrelay/vhdrelay/fs/image"
-	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -45,16 +43,15 @@ type Options struct {
 
 // Deps are the parts a pipeline works on.
 type Deps struct {
-	Volume  Volume
-	Spool   *spool.Spool
-	Target  target.Target
+	Volume Volume
+	Spool  *spool.Spool
+	// Open opens the target, which need not be reachable when the appliance starts:
+	// the connect stage asks until it is. Nothing else touches it before.
+	Open    func(context.Context) (target.Target, error)
 	Docs    Documents
 	Buffers *Buffers     // shared by all VMs: the one budget for bytes in flight
 	Pacer   *retry.Pacer // shared by all VMs: one account
 }
-
-// Probe reads the format and the size of an image as it is now.
-type Probe func() (image.Info, error)
 
 // VM is the pipeline of one VM: capture, ship and apply, and the initial
 // replication of its disks. Run drives it; everything else asks or wakes it.
@@ -62,6 +59,8 @@ type VM struct {
 	opts  Options
 	deps  Deps
 	state *document[vmRecord]
+
+	target target.Target // set by the connect stage before connected is closed
 
 	connect, capture, ship, apply, initial, prune *stage
 	pruner                                        *retention.Pruner
@@ -104,48 +103,6 @@ type Cycle struct {
 	RecordedAfter time.Duration // from the seal to the durable point, 0 for an open epoch
 }
 
-// disk is one disk in the pipeline. Its table is used by the stages only in the
-// order the protocols give; the table has its own lock.
-type disk struct {
-	src   Source
-	probe Probe
-	state *document[diskRecord]
-
-	mu struct {
-		sync.Mutex // never held over I/O
-		info       image.Info
-		infoErr    error
-		table      *checksum.Table
-	}
-}
-
-func (d *disk) table() *checksum.Table {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.table
-}
-
-func (d *disk) setTable(t *checksum.Table) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.mu.table = t
-}
-
-func (d *disk) info() (image.Info, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.info, d.mu.infoErr
-}
-
-func (d *disk) setInfo(info image.Info, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err == nil {
-		d.mu.info = info
-	}
-	d.mu.infoErr = err
-}
-
 // New opens the pipeline of a VM over its durable state. Nothing runs before Run.
 func New(deps Deps, opts Options) (*VM, error) {
 	opts = withDefaults(opts)
@@ -160,7 +117,6 @@ func New(deps Deps, opts Options) (*VM, error) {
 	v.mu.disks = map[string]*disk{}
 	v.mu.changed = make(chan struct{})
 	v.connect = v.newStage("connect", 0, v.connectStep)
-	v.pruner = retention.NewPruner(deps.Target, v, opts.Name, retention.Options{Now: opts.Now})
 	v.capture = v.newStage("capture", opts.Interval, v.captureStep)
 	v.ship = v.newStage("ship", opts.Interval, v.shipStep)
 	v.apply = v.newStage("apply", opts.ApplyInterval, v.applyStep)
@@ -298,6 +254,13 @@ func (v *VM) notify() {
 	close(v.mu.changed)
 	v.mu.changed = make(chan struct{})
 }
+
+// Moved returns a channel that is closed when the pipeline has got on: an epoch,
+// a point, a disk, a failure.
+func (v *VM) Moved() <-chan struct{} { return v.movement() }
+
+// SealSoon asks for an epoch before its time; an idle VM makes none.
+func (v *VM) SealSoon() { v.capture.wake() }
 
 // movement returns a channel that is closed at the next movement.
 func (v *VM) movement() <-chan struct{} {

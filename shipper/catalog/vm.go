@@ -106,6 +106,10 @@ func UpdateVM(ctx context.Context, t target.Target, vm string, change func(*VMDo
 			return VMDoc{}, err
 		}
 		after, err := encodeVM(doc)
+		if doc.Name != vm {
+			err = &Error{Doc: VMDocName(vm), Class: retry.Bug, Code: "malformed-document",
+				Err: fmt.Errorf("%w: the name became %q", ErrMalformed, doc.Name)}
+		}
 		if err != nil || bytes.Equal(before, after) {
 			return doc, err
 		}

@@ -1,0 +1,51 @@
+# make help lists the targets.
+SHELL   := /bin/sh
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+PACKAGE := github.com/vhdrelay/vhdrelay
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
+
+.PHONY: help build tools test race lint demo bench acceptance fuzz install uninstall clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## bin/vhdrelay, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X $(PACKAGE)/appliance.Version=$(VERSION)" -o bin/vhdrelay ./appliance/cmd/vhdrelay
+
+tools: ## what tests and demo need beyond Go
+	@appliance/e2e/tools.sh
+
+test: tools build ## the tests; at most 20 minutes on two cores
+	$(GO) test -count=1 -timeout 20m ./...
+
+race: tools ## the tests of the concurrent packages under the race detector
+	$(GO) test -race -short -count=1 -timeout 30m ./fs/... ./journal/... ./resync/... ./shipper/... ./appliance/...
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l fs journal shipper resync appliance systemd)" || { gofmt -d fs journal shipper resync appliance systemd; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+demo: tools build ## the main job end to end: replicate, crash, lose the host, bring the VM back
+	@$(GO) run ./appliance/e2e/demo
+
+bench: tools build ## the figures of the README, as ratios measured in one run
+	@$(GO) run ./appliance/e2e/bench
+
+acceptance: tools build ## the long runs; resumable
+	@$(GO) run ./appliance/e2e/acceptance
+
+install: build ## binary and unit below $(DESTDIR)$(PREFIX)
+	install -D -m 0755 bin/vhdrelay $(DESTDIR)$(PREFIX)/bin/vhdrelay
+	install -D -m 0644 systemd/vhdrelay.service $(DESTDIR)/etc/systemd/system/vhdrelay.service
+	@test -e $(DESTDIR)/etc/vhdrelay/vhdrelay.yaml || install -D -m 0600 systemd/vhdrelay.yaml $(DESTDIR)/etc/vhdrelay/vhdrelay.yaml
+
+uninstall: ## removes what install put there; the config and the state stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/vhdrelay $(DESTDIR)/etc/systemd/system/vhdrelay.service
+
+clean: ## what was built
+	rm -rf bin

@@ -1,0 +1,121 @@
+package appliance
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/journal/durable"
+)
+
+// Marks on the root of a store: extended attributes, or files of the hidden
+// directory markDir where the file system has none.
+const (
+	markStoreID = "store"   // identity of the store, drawn once
+	markSession = "session" // the journal's session that served it last
+	attrPrefix  = "user.vhdrelay."
+	markDir     = ".vhdrelay"
+)
+
+// claim takes the store for this process: one appliance a store. The lock goes
+// with the process.
+func (s *store) claim() error {
+	f, err := os.Open(s.conf.Source)
+	if err != nil {
+		return fmt.Errorf("store %s: %w", s.conf.Name, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return control.Refused("store-in-use", "stop the other vhdrelay, or give this one a source of its own",
+				"store %s: another vhdrelay serves %s", s.conf.Name, s.conf.Source)
+		}
+		return fmt.Errorf("lock %s: %w", s.conf.Source, err)
+	}
+	s.lock = f
+	return s.identify()
+}
+
+// identify reads the store's id, or draws it.
+func (s *store) identify() error {
+	id, err := readMark(s.conf.Source, markStoreID)
+	if err != nil {
+		return fmt.Errorf("store %s: its id: %w", s.conf.Name, err)
+	}
+	if id == "" {
+		id = uuid.NewString()
+		if err := writeMark(s.conf.Source, markStoreID, id); err != nil {
+			return fmt.Errorf("store %s: its id: %w", s.conf.Name, err)
+		}
+	}
+	s.id = id
+	return nil
+}
+
+// reverted tells whether store and state directory have not been served together
+// last: one of the two was put back to an older state.
+func (s *store) reverted(previous string) (bool, error) {
+	served, err := readMark(s.conf.Source, markSession)
+	if err != nil {
+		return false, fmt.Errorf("store %s: its session: %w", s.conf.Name, err)
+	}
+	return served != "" && served != previous, nil
+}
+
+func (s *store) publish(session string) error {
+	if err := writeMark(s.conf.Source, markSession, session); err != nil {
+		return fmt.Errorf("store %s: its session: %w", s.conf.Name, err)
+	}
+	return nil
+}
+
+func readMark(dir, name string) (string, error) {
+	buf := make([]byte, 128)
+	n, err := unix.Getxattr(dir, attrPrefix+name, buf)
+	switch {
+	case err == nil:
+		return string(buf[:n]), nil
+	case errors.Is(err, unix.ENODATA):
+		return "", nil
+	case !errors.Is(err, unix.ENOTSUP):
+		return "", &os.PathError{Op: "getxattr", Path: dir, Err: err}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, markDir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(data)), err
+}
+
+func writeMark(dir, name, value string) error {
+	err := unix.Setxattr(dir, attrPrefix+name, []byte(value), 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return writeMarkFile(dir, name, value)
+	}
+	if err != nil {
+		return &os.PathError{Op: "setxattr", Path: dir, Err: err}
+	}
+	return syncDir(dir)
+}
+
+func writeMarkFile(dir, name, value string) error {
+	if err := os.Mkdir(filepath.Join(dir, markDir), 0o700); err != nil && !errors.Is(err, syscall.EEXIST) {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, markDir, name), []byte(value+"\n"))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,132 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/shipper"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/retention"
+	"github.com/vhdrelay/vhdrelay/shipper/segment"
+	"github.com/vhdrelay/vhdrelay/shipper/spool"
+)
+
+// minSpool is the least a VM's spool may take, in bytes: small disks have bursts too.
+const minSpool = 64 << 20
+
+// machine is one VM: its change log, its pipeline and its comparisons.
+type machine struct {
+	name     string
+	app      *Appliance
+	store    *store
+	conf     config.Replication
+	log      *journal.VM
+	spool    *spool.Spool
+	pipeline *shipper.VM
+	resync   *resyncer
+	seen     reasonTimes
+}
+
+// machine finds or makes the VM of that name. Two stores may not have one name:
+// it names the VM at the target.
+func (a *Appliance) machine(s *store, name string) (*machine, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.mu.machines[name]; m != nil {
+		if m.store != s {
+			return nil, fmt.Errorf("vm %s: store %s has a VM of that name already; give one of them another name in the config", name, m.store.conf.Name)
+		}
+		return m, nil
+	}
+	m, err := a.newMachine(s, name)
+	if err != nil {
+		return nil, fmt.Errorf("vm %s: %w", name, err)
+	}
+	a.mu.machines[name] = m
+	if a.mu.start != nil {
+		a.mu.start(m)
+	}
+	return m, nil
+}
+
+func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
+	m := &machine{name: name, app: a, store: s, conf: a.config().EffectiveReplication(name)}
+	var err error
+	if m.log, err = a.journal.VM(name); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(a.config().StateDir, "spool", m.log.ID())
+	if m.spool, err = spool.Open(dir, spool.Options{Hook: a.hook, Log: a.log}); err != nil {
+		return nil, err
+	}
+	m.pipeline, err = shipper.New(shipper.Deps{
+		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer,
+	}, m.options())
+	if err != nil {
+		return nil, err
+	}
+	m.log.OnPressure(m.pipeline.SealSoon)
+	m.resync = newResyncer(m)
+	return m, nil
+}
+
+func (m *machine) options() shipper.Options {
+	c := m.app.config()
+	return shipper.Options{
+		Name: m.name, ID: m.log.ID(),
+		Owner:    catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
+		Interval: m.conf.Interval, ApplyInterval: m.conf.ApplyInterval, Level: segment.Level(m.conf.Compression),
+		Policy:    retention.Policy{Dense: m.conf.Points.Dense, Hourly: m.conf.Points.Hourly, Daily: m.conf.Points.Daily},
+		Threshold: c.Resync.Threshold, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
+	}
+}
+
+// quota is what the VM's spool and saved blocks may take now, in bytes: what the
+// config says, or half the VM's virtual size; all VMs together at most half of
+// the space that is free or theirs already.
+func (m *machine) quota() int64 {
+	limit := m.conf.SpoolLimit
+	if limit == 0 {
+		limit = max(minSpool, m.virtualSize()/2)
+	}
+	return min(limit, m.app.spoolShare(m))
+}
+
+func (m *machine) virtualSize() int64 {
+	var size int64
+	for _, d := range m.log.Disks() {
+		size += d.Size()
+	}
+	return size
+}
+
+// run drives the pipeline and the comparisons until ctx ends.
+func (m *machine) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { m.resync.run(ctx) })
+	err := m.pipeline.Run(ctx)
+	wg.Wait()
+	return err
+}
+
+// comparison wires one disk's suspect part to its table.
+func (m *machine) comparison(d *journal.Disk, file *attached) (compared, bool) {
+	table, layout, ok := m.pipeline.Table(d.ID())
+	if !ok {
+		return compared{}, false
+	}
+	return compared{source: comparedSource{d, file.file}, table: table, layout: layout}, true
+}
+
+// comparedSource is the source of a comparison.
+type comparedSource struct {
+	*journal.Disk
+	file *os.File
+}
+
+func (c comparedSource) ReadAt(p []byte, off int64) (int, error) { return c.file.ReadAt(p, off) }

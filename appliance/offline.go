@@ -1,0 +1,217 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/vhdrelay/vhdrelay/appliance/cli"
+	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/kv"
+	"github.com/vhdrelay/vhdrelay/journal/kv/badgerkv"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/restore"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
+)
+
+// This file is what works without the appliance: on any machine with the binary
+// and a credential.
+
+// Points lists the recovery points of a VM at a target.
+func Points(ctx context.Context, c config.Target, vm string) (control.Points, error) {
+	t, err := openTarget(ctx, c, false, slog.Default())
+	if err != nil {
+		return control.Points{}, described(err)
+	}
+	return pointsAt(ctx, t, vm)
+}
+
+func pointsAt(ctx context.Context, t target.Target, vm string) (control.Points, error) {
+	doc, err := catalog.LoadPoints(ctx, t, vm)
+	if err != nil {
+		return control.Points{}, lookedUp(ctx, t, err)
+	}
+	points := control.Points{VM: doc.VM}
+	for _, p := range doc.Points {
+		out := control.RecoveryPoint{
+			Point:       control.Point{ID: p.ID, Generation: p.Generation, Epoch: p.Epoch, Time: p.Time},
+			Consistency: control.Consistency(p.Consistency), Snapshot: p.Snapshot,
+		}
+		for _, d := range p.Disks {
+			out.Disks = append(out.Disks, control.PointDisk{Name: d.Name, VirtualSize: d.VirtualSize, ChangedBytes: d.ChangedBytes, StoredBytes: d.StoredBytes})
+		}
+		points.Points = append(points.Points, out)
+	}
+	return points, nil
+}
+
+// lookedUp makes what is not there exit code 5, and names what is.
+func lookedUp(ctx context.Context, t target.Target, err error) error {
+	switch {
+	case errors.Is(err, catalog.ErrNoVM):
+		vms, listErr := catalog.ListVMs(ctx, t)
+		if listErr != nil || len(vms) == 0 {
+			return control.NotFound("check target.url, the container and the prefix in it", "%v", err)
+		}
+		return control.NotFound(fmt.Sprintf("VMs at this target: %q", vms), "%v", err)
+	case errors.Is(err, catalog.ErrNoPoint), errors.Is(err, restore.ErrNoDisk):
+		return control.NotFound("list the points with: vhdrelay points", "%v", err)
+	}
+	return described(err)
+}
+
+// hold opens a session on the point that is asked for.
+func hold(ctx context.Context, c config.Target, vm, disk string, point cli.PointSpec) (*restore.Session, error) {
+	t, err := openTarget(ctx, c, false, slog.Default())
+	if err != nil {
+		return nil, described(err)
+	}
+	var disks []string
+	if disk != "" {
+		disks = []string{disk}
+	}
+	spec := catalog.SpecLatest
+	if !point.Latest() {
+		spec = point.String()
+	}
+	s, err := restore.Hold(ctx, t, vm, spec, disks, restore.HoldOptions{})
+	if err != nil {
+		return nil, lookedUp(ctx, t, err)
+	}
+	return s, nil
+}
+
+// Export writes the disks of a point as files.
+func Export(ctx context.Context, c config.Target, req cli.ExportRequest, progress func(control.Progress)) (cli.ExportResult, error) {
+	s, err := hold(ctx, c, req.VM, req.Disk, req.Point)
+	if err != nil {
+		return cli.ExportResult{}, err
+	}
+	output := req.Output
+	opts := restore.ExportOptions{Format: req.Format, Force: req.Force, Progress: steps("exporting", progress)}
+	if st, statErr := os.Stat(output); req.Disk != "" && (statErr != nil || !st.IsDir()) {
+		err = s.Export(output, opts)
+	} else {
+		err = s.ExportAll(output, opts)
+	}
+	result := cli.ExportResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time, Output: output, Format: req.Format}
+	for _, p := range s.Plans() {
+		result.Disks = append(result.Disks, cli.ExportedDisk{Name: p.Disk.Name, VirtualSize: p.Disk.VirtualSize})
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		return result, exported(err)
+	}
+	return result, nil
+}
+
+func exported(err error) error {
+	var d *restore.DiffersError
+	switch {
+	case errors.As(err, &d):
+		return &control.Error{Code: control.CodeDiffers, Message: err.Error(), Action: d.ErrorAction(), Exit: control.ExitDiffers, Err: err}
+	case errors.Is(err, restore.ErrExists):
+		return control.Refused("output-exists", "choose another output, or overwrite it with --force", "%v", err)
+	case errors.Is(err, restore.ErrOtherExport):
+		return control.Refused("other-export", "finish that export, or drop it with --force", "%v", err)
+	}
+	return described(err)
+}
+
+func steps(stage string, progress func(control.Progress)) restore.Progress {
+	return func(done, total int64) {
+		if progress != nil {
+			progress(control.Progress{Stage: stage, Done: done, Total: total})
+		}
+	}
+}
+
+// Verify proves the disks of a point against the checksums in its record.
+func Verify(ctx context.Context, c config.Target, req cli.VerifyRequest, progress func(control.Progress)) (cli.VerifyResult, error) {
+	s, err := hold(ctx, c, req.VM, req.Disk, req.Point)
+	if err != nil {
+		return cli.VerifyResult{}, err
+	}
+	result := cli.VerifyResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time}
+	for _, p := range s.Plans() {
+		v, verifyErr := verifyDisk(s, p, progress)
+		err = errors.Join(err, verifyErr)
+		result.Disks = append(result.Disks, v)
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		return result, exported(err)
+	}
+	return result, nil
+}
+
+func verifyDisk(s *restore.Session, p restore.Plan, progress func(control.Progress)) (cli.VerifiedDisk, error) {
+	v := cli.VerifiedDisk{Disk: p.Disk.Name, Size: p.Disk.VirtualSize, Recorded: p.Disk.Sum}
+	d, err := s.Open(p)
+	if err != nil {
+		return v, err
+	}
+	err = d.Verify(s.Context(), steps("verifying "+p.Disk.Name, progress))
+	var differs *restore.DiffersError
+	switch {
+	case err == nil:
+		v.Found, v.Match = v.Recorded, true
+	case errors.As(err, &differs):
+		v.Found = catalog.FormatSum(differs.Got)
+	}
+	return v, err
+}
+
+// JournalCheck proves the invariants of a journal that no appliance has open.
+func JournalCheck(_ context.Context, c *config.Config) error {
+	return withJournal(c, func(s kv.Store) error { return journal.Check(s) })
+}
+
+// JournalDump writes a journal that no appliance has open as text.
+func JournalDump(_ context.Context, c *config.Config, w io.Writer) error {
+	return withJournal(c, func(s kv.Store) error { return journal.Dump(s, w) })
+}
+
+func withJournal(c *config.Config, do func(kv.Store) error) error {
+	dir := filepath.Join(c.StateDir, "journal")
+	if _, err := os.Stat(dir); err != nil {
+		return control.NotFound("check state_dir in the config", "there is no journal: %v", err)
+	}
+	s, err := badgerkv.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return described(err)
+	}
+	return errors.Join(do(s), s.Close())
+}
+
+// ImageInfo reads an image file's headers.
+func ImageInfo(path string) (cli.ImageInfo, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return cli.ImageInfo{}, control.NotFound("check the path", "%v", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return cli.ImageInfo{}, err
+	}
+	info, err := image.Probe(path, f, st.Size())
+	if err != nil && !errors.Is(err, image.ErrUnsupported) {
+		return cli.ImageInfo{}, &control.Error{Code: "bad-image", Message: err.Error(), Action: "repair or replace the image", Exit: control.ExitFailed, Err: err}
+	}
+	out := cli.ImageInfo{File: path, Format: string(info.Format), FileSize: st.Size(), VirtualSize: info.VirtualSize, Notes: info.Notes}
+	if info.ID != [16]byte{} {
+		out.ID = uuid.UUID(info.ID).String()
+	}
+	if err != nil {
+		out.Notes = append(out.Notes, err.Error())
+	}
+	return out, nil
+}
