@@ -45,11 +45,17 @@ type ExportRequest struct {
 	Point PointSpec
 	// Output is a file for one disk and a directory for all.
 	Output string
-	// Format is "vhd" or "raw"; "" keeps each disk's own.
+	// Format is FormatVHD or FormatRaw; "" is FormatVHD.
 	Format string
 	// Force allows to overwrite files.
 	Force bool
 }
+
+// The formats of an export.
+const (
+	FormatVHD = "vhd"
+	FormatRaw = "raw"
+)
 
 // ExportResult is what was written. Time is the point's.
 type ExportResult struct {
@@ -83,13 +89,15 @@ type VerifyResult struct {
 	Disks []VerifiedDisk `json:"disks"`
 }
 
-// VerifiedDisk is one disk, read whole. Sums are CRC-64/NVME in hex.
+// VerifiedDisk is one disk, read whole. Size is in bytes, sums are CRC-64/NVME in hex.
 type VerifiedDisk struct {
 	Disk     string `json:"disk"`
 	Size     int64  `json:"size"`
 	Recorded string `json:"recorded"`
 	Found    string `json:"found"`
 	Match    bool   `json:"match"`
+	// Problem is why nothing was found: a part that is missing or damaged.
+	Problem string `json:"problem,omitempty"`
 }
 
 // ImageInfo is what `image info` prints. Sizes are in bytes.

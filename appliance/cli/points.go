@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -101,7 +103,7 @@ func (a *app) exportCommand() *cobra.Command {
 			if req.VM, req.Disk, err = splitDisk(args[0]); err != nil {
 				return err
 			}
-			if err := checkExport(req); err != nil {
+			if err := checkExport(&req); err != nil {
 				return err
 			}
 			if req.Point, err = ParsePoint(point); err != nil {
@@ -122,19 +124,27 @@ func (a *app) exportCommand() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&point, "point", "latest", "recovery point: latest, an id, or a time")
 	cmd.Flags().StringVar(&req.Output, "output", "", "file to write, or directory for a whole VM")
-	cmd.Flags().StringVar(&req.Format, "format", "", "vhd or raw; each disk's own if not given")
+	cmd.Flags().StringVar(&req.Format, "format", "", "vhd or raw; without it vhd, or raw if the file's name ends in .raw or .img")
 	cmd.Flags().BoolVar(&req.Force, "force", false, "overwrite files that exist")
 	targetFlag(cmd, &url)
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
-func checkExport(req ExportRequest) error {
+// checkExport fills in the format. What the output is called says what is wanted, unless --format does: a fixed VHD in a
+// file called .raw would be found out much later.
+func checkExport(req *ExportRequest) error {
 	if req.Output == "" {
 		return usagef("--output is missing: a file, or a directory for a whole VM")
 	}
 	switch req.Format {
-	case "", "vhd", "raw":
+	case FormatVHD, FormatRaw:
+		return nil
+	case "":
+		req.Format = FormatVHD
+		if ext := strings.ToLower(filepath.Ext(req.Output)); req.Disk != "" && (ext == ".raw" || ext == ".img") {
+			req.Format = FormatRaw
+		}
 		return nil
 	default:
 		return usagef("--format %q is neither vhd nor raw", req.Format)
@@ -197,7 +207,10 @@ func (a *app) printVerify(res VerifyResult, asJSON bool) error {
 	}
 	for _, d := range res.Disks {
 		text := "ok, CRC-64 " + d.Found
-		if !d.Match {
+		switch {
+		case d.Problem != "":
+			text = "DIFFERS: " + d.Problem
+		case !d.Match:
 			text = fmt.Sprintf("DIFFERS, CRC-64 %s, the record says %s", d.Found, d.Recorded)
 		}
 		if err := a.print("%s  %s  %s", d.Disk, bytesText(d.Size), text); err != nil {

@@ -1,0 +1,34 @@
+// Command vhdrelay is the appliance and its operator's tool. Everything is in the packages it wires together.
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/appliance"
+	"github.com/vhdrelay/vhdrelay/appliance/cli"
+	"github.com/vhdrelay/vhdrelay/appliance/config"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// The second signal kills, as it does every program.
+	context.AfterFunc(ctx, stop)
+	info, err := os.Stderr.Stat()
+	exit := cli.Run(ctx, cli.Deps{
+		Version: appliance.Version, Stdout: os.Stdout, Stderr: os.Stderr, Now: time.Now,
+		Terminal: err == nil && info.Mode()&os.ModeCharDevice != 0,
+		Serve: func(ctx context.Context, c *config.Config, log *slog.Logger) error {
+			return appliance.Serve(ctx, c, appliance.Options{Log: log})
+		},
+		Points: appliance.Points, Export: appliance.Export, Verify: appliance.Verify,
+		JournalCheck: appliance.JournalCheck, JournalDump: appliance.JournalDump,
+		ImageInfo: appliance.ImageInfo,
+	}, os.Args[1:])
+	stop()
+	os.Exit(int(exit))
+}
