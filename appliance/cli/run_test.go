@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// now is the clock of all tests.
+var now = time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
+
+// backend is an appliance with fixed answers.
+type backend struct {
+	vms []control.VM
+}
+
+var errNoVM = control.NotFound("vhdrelay status lists the VMs", "there is no VM of that name")
+
+func (b *backend) Status(_ context.Context, vm string) (control.Status, error) {
+	s := control.Status{Version: "1.2.3"}
+	for _, v := range b.vms {
+		if vm == "" || v.Name == vm {
+			s.VMs = append(s.VMs, v)
+		}
+	}
+	if vm != "" && len(s.VMs) == 0 {
+		return s, errNoVM
+	}
+	return s, nil
+}
+
+func (b *backend) Points(_ context.Context, vm string) (control.Points, error) {
+	if vm != "web01" {
+		return control.Points{}, errNoVM
+	}
+	return somePoints(vm), nil
+}
+
+func somePoints(vm string) control.Points {
+	disks := []control.PointDisk{{Name: "os.vhd", VirtualSize: 1 << 30, ChangedBytes: 524288, StoredBytes: 131072},
+		{Name: "data.img", VirtualSize: 2 << 30, ChangedBytes: 3 << 20, StoredBytes: 1 << 20}}
+	return control.Points{VM: vm, Points: []control.RecoveryPoint{
+		{Point: control.Point{ID: "1-9", Generation: 1, Epoch: 9, Time: now.Add(-time.Hour)}, Consistency: control.ConsistencyCrash, Snapshot: true, Disks: disks},
+		{Point: control.Point{ID: "1-12", Generation: 1, Epoch: 12, Time: now.Add(-time.Minute)}, Consistency: control.ConsistencyCrash, Disks: disks[:1]},
+	}}
+}
+
+func (b *backend) Sync(_ context.Context, vm string, wait bool, progress func(control.Progress)) (control.SyncResult, error) {
+	switch vm {
+	case "web01":
+		progress(control.Progress{Stage: "sealing"})
+		progress(control.Progress{Stage: "shipping", Item: "os.vhd", Done: 1 << 20, Total: 4 << 20})
+		progress(control.Progress{Stage: "shipping", Item: "os.vhd", Done: 4 << 20, Total: 4 << 20})
+		if wait {
+			return control.SyncResult{Epoch: 13, Point: "1-13"}, nil
+		}
+		return control.SyncResult{Epoch: 13}, nil
+	case "open01":
+		return control.SyncResult{Epoch: 7}, nil
+	case "lost01":
+		return control.SyncResult{}, control.Refused("vm_fenced", "adopt it there or delete it here", "lost01 was taken over by host7")
+	}
+	return control.SyncResult{}, errNoVM
+}
+
+func (b *backend) Resync(_ context.Context, vm, disk string, o control.ResyncOptions, progress func(control.Progress)) (control.Resync, error) {
+	if vm != "web01" {
+		return control.Resync{}, errNoVM
+	}
+	if !o.Now {
+		return control.Resync{State: control.ResyncWaiting, TotalBytes: 1 << 30, Reason: "asked for " + disk}, nil
+	}
+	progress(control.Progress{Stage: "comparing", Item: disk, Done: 1 << 29, Total: 1 << 30})
+	return control.Resync{State: control.ResyncIdle, ComparedBytes: 1 << 30, TotalBytes: 1 << 30, DifferingBytes: 8192}, nil
+}
+
+func (b *backend) JournalCheck(context.Context) error { return nil }
+
+func (b *backend) JournalDump(_ context.Context, w io.Writer) error {
+	_, err := io.WriteString(w, "session 7 (asked the appliance)\n")
+	return err
+}
+
+// rig is a configuration, and an appliance behind its socket if there is one.
+type rig struct {
+	dir, config string
+	deps        Deps
+	out, err    bytes.Buffer
+	target      config.Target
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{dir: t.TempDir()}
+	r.config = filepath.Join(r.dir, "c.yaml")
+	r.write(t, "state_dir: "+r.dir+"/state\ncontrol_socket: "+r.dir+"/c.sock\n"+
+		"stores: [{name: main, source: /srv/vhd, mount: /vhd}]\ntarget: {url: 'dir:///mnt/nas'}\n")
+	clock := now
+	r.deps = Deps{Version: "1.2.3", Stdout: &r.out, Stderr: &r.err, Now: func() time.Time { clock = clock.Add(2 * time.Second); return clock },
+		Serve: func(_ context.Context, c *config.Config, log *slog.Logger) error {
+			log.Info("serving", "stores", len(c.Stores))
+			return nil
+		},
+		Points: r.points, Export: r.export, Verify: r.verify, ImageInfo: imageInfo,
+		JournalCheck: func(context.Context, *config.Config) error { return errors.New("epoch 4 is named twice") },
+		JournalDump: func(_ context.Context, c *config.Config, w io.Writer) error {
+			_, err := fmt.Fprintf(w, "journal of %s\n", filepath.Base(c.StateDir))
+			return err
+		},
+	}
+	return r
+}
+
+func (r *rig) write(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serve starts an appliance for the rig's configuration.
+func (r *rig) serve(t *testing.T, vms ...control.VM) {
+	t.Helper()
+	ln, err := control.Listen(filepath.Join(r.dir, "c.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- control.Serve(ctx, ln, &backend{vms}, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (r *rig) points(_ context.Context, t config.Target, vm string) (control.Points, error) {
+	r.target = t
+	if vm != "web01" && vm != "elsewhere" {
+		return control.Points{}, control.NotFound("check the prefix", "no such VM at the target")
+	}
+	return somePoints(vm), nil
+}
+
+func (r *rig) export(_ context.Context, t config.Target, req ExportRequest, progress func(control.Progress)) (ExportResult, error) {
+	r.target = t
+	progress(control.Progress{Stage: "exporting", Item: req.VM, Done: 1 << 30, Total: 1 << 30})
+	if req.VM == "exists" && !req.Force {
+		return ExportResult{}, control.Refused("output_exists", "--force overwrites it", "%s exists", req.Output)
+	}
+	return ExportResult{VM: req.VM, Point: req.Point.String(), Time: now,
+		Files: []ExportedFile{{req.Disk, req.Output, req.Format, 1<<30 + 512}}}, nil
+}
+
+func (r *rig) verify(_ context.Context, t config.Target, req VerifyRequest, _ func(control.Progress)) (VerifyResult, error) {
+	r.target = t
+	res := VerifyResult{VM: req.VM, Point: "1-12", Time: now, Disks: []VerifiedDisk{{Disk: "os.vhd", Size: 1 << 30, Recorded: "00aa", Found: "00aa", Match: true}}}
+	if req.VM == "rotten" {
+		res.Disks = append(res.Disks, VerifiedDisk{Disk: "b.img", Size: 1 << 20, Recorded: "01", Found: "02"},
+			VerifiedDisk{Disk: "c.img", Size: 1 << 20, Recorded: "03", Problem: "a segment is missing"})
+		return res, &control.Error{Code: control.CodeDiffers, Exit: control.ExitDiffers, Message: "2 disks differ", Action: "use an older point"}
+	}
+	if req.VM == "away" {
+		return VerifyResult{}, errors.New("the target does not answer")
+	}
+	return res, nil
+}
+
+func imageInfo(path string) (ImageInfo, error) {
+	if path != "os.vhd" {
+		return ImageInfo{}, control.NotFound("", "%s does not exist", path)
+	}
+	return ImageInfo{File: path, Format: "vhd-fixed", FileSize: 1<<30 + 512, VirtualSize: 1 << 30, ID: "0011", Notes: []string{"made by qemu"}}, nil
+}
+
+// run executes a command line with the rig's configuration and returns everything that can be seen of it.
+func (r *rig) run(args ...string) (transcript string, exit control.Exit) {
+	r.out.Reset()
+	r.err.Reset()
+	exit = Run(context.Background(), r.deps, append(args, "--config", r.config))
+	var b strings.Builder
+	fmt.Fprintf(&b, "$ vhdrelay %s\n%s", strings.Join(args, " "), r.out.String())
+	for line := range strings.Lines(r.err.String()) {
+		b.WriteString("! " + line)
+	}
+	fmt.Fprintf(&b, "exit %d\n\n", exit)
+	return strings.ReplaceAll(b.String(), r.dir, "DIR"), exit
+}
+
+// golden compares with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s\n(go test -update writes it anew)", path, got, want)
+	}
+}
