@@ -2,6 +2,7 @@ package extent
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -206,7 +207,7 @@ func TestBitmapCountsEachTransitionOnce(t *testing.T) {
 // nothing of each other's.
 func TestNeighboursDoNotLoseBits(t *testing.T) {
 	const workers, blocks = 2, 512
-	for round := range 3000 {
+	for round := range 2000 {
 		var b bitmap
 		b.Set(rng{pageBlocks, pageBlocks + FileBlock(round%2)})
 		b.Clear(rng{pageBlocks, pageBlocks + 1})
@@ -215,6 +216,7 @@ func TestNeighboursDoNotLoseBits(t *testing.T) {
 		for w := range FileBlock(workers) {
 			wg.Go(func() {
 				for ready.Add(1); ready.Load() < workers; {
+					runtime.Gosched()
 				}
 				for i := w; i < blocks; i += workers {
 					b.Set(rng{i, i + 1})
