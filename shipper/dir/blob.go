@@ -357,6 +357,6 @@ func (d *Dir) removeSide(rel string) error {
 	if err := d.remove(statePath(rel)); err != nil {
 		return err
 	}
-	//d.forgetDir(side(rel))
+	d.forgetDir(side(rel))
 	return lost(d.root.RemoveAll(side(rel)))
 }
