@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +38,8 @@ func Run(ctx context.Context, d Deps, args []string) control.Exit {
 		return control.ExitDone
 	}
 	if !a.ran {
-		err = usageError{err.Error()}
+		// Cobra's suggestions come on lines of their own.
+		err = usageError{strings.Join(strings.Fields(err.Error()), " ")}
 	}
 	complain(d.Stderr, err)
 	return exitOf(err)

@@ -28,6 +28,9 @@ var golden = []struct {
 	{"unknown key in a VM", wrong("stores:", "  - name: main", "    source: /srv/vhd", "    mount: /vhd", "    vms:",
 		"      - name: web", "        intervall: 5s", okTarget), []string{
 		`t.yaml:7:9: stores[0].vms[0]: unknown key "intervall", did you mean "interval"?`}},
+	{"a misspelt key is not missing too", wrong("stores: [{name: a, sorce: /s, mount: /m}]", "taget: {url: dir:///x}"), []string{
+		`t.yaml:1:20: stores[0]: unknown key "sorce", did you mean "source"?`,
+		`t.yaml:2:1: unknown key "taget", did you mean "target"?`}},
 	{"duplicate keys", wrong(okStores, "target:", "  url: dir:///a", "  url: dir:///b", "state_dir: /a", "state_dir: /b"), []string{
 		`t.yaml:4:3: target.url: duplicate key, first given in line 3`,
 		`t.yaml:6:1: state_dir: duplicate key, first given in line 5`}},

@@ -85,7 +85,7 @@ func (es Errors) of(section string) Errors {
 }
 
 func decode(path string, data []byte) (*Config, *reader) {
-	c, r := Default(), &reader{path: path, at: map[string]*token.Position{}}
+	c, r := Default(), &reader{path: path, at: map[string]*token.Position{}, meant: map[string]bool{}}
 	c.Path = path
 	// Duplicate keys are let through here because the walk reports them, all of them, and with the first one's line.
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())

@@ -16,6 +16,8 @@ type reader struct {
 	errs Errors
 	// at remembers where each key's value stands, so that checks made after decoding have a line too.
 	at map[string]*token.Position
+	// meant are the keys that an unknown one was probably meant to be. They are not called missing as well.
+	meant map[string]bool
 	// checking is set once decoding is over. A key whose value was refused is not complained about a second time then.
 	checking bool
 	// broken says that the document as a whole could not be read, so that nothing can be said about its keys.
@@ -36,7 +38,7 @@ type fields map[string]setter
 
 // failAt records what is wrong with a key. Without a position of its own the nearest enclosing key lends its.
 func (r *reader) failAt(key, format string, args ...any) {
-	if r.checking && slices.ContainsFunc(r.errs, func(e *Error) bool { return e.Key == key }) {
+	if r.checking && (r.excused(key) || slices.ContainsFunc(r.errs, func(e *Error) bool { return e.Key == key })) {
 		return
 	}
 	var pos *token.Position
@@ -47,6 +49,16 @@ func (r *reader) failAt(key, format string, args ...any) {
 		}
 	}
 	r.fail(pos, key, format, args...)
+}
+
+// excused reports whether the key or what encloses it stands in the file under a misspelt name.
+func (r *reader) excused(key string) bool {
+	for k := key; k != ""; k = parent(k) {
+		if r.meant[k] {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *reader) fail(pos *token.Position, key, format string, args ...any) {
@@ -84,7 +96,7 @@ func (r *reader) mapping(v value, known fields) {
 		case first != nil:
 			r.fail(pos, key, "duplicate key, first given in line %d", first.Line)
 		case !isKnown:
-			r.fail(pos, v.key, "%s", unknownKey(name, known))
+			r.unknown(pos, v.key, name, known)
 		default:
 			seen[name] = pos
 			r.at[key] = pos
@@ -194,10 +206,13 @@ func position(n ast.Node) *token.Position {
 	return n.GetToken().Position
 }
 
-func unknownKey(name string, known fields) string {
+func (r *reader) unknown(pos *token.Position, key, name string, known fields) {
 	names := slices.Sorted(maps.Keys(known))
-	if near := nearest(name, names); near != "" {
-		return fmt.Sprintf("unknown key %q, did you mean %q?", name, near)
+	near := nearest(name, names)
+	if near == "" {
+		r.fail(pos, key, "unknown key %q; known are %s", name, strings.Join(names, ", "))
+		return
 	}
-	return fmt.Sprintf("unknown key %q; known are %s", name, strings.Join(names, ", "))
+	r.meant[join(key, near)] = true
+	r.fail(pos, key, "unknown key %q, did you mean %q?", name, near)
 }
