@@ -168,7 +168,7 @@ func TestOrOfEmptyPagesCostsNone(t *testing.T) {
 // Every block is set, and then cleared, by exactly one of the callers racing
 // for it, however the directory grows meanwhile.
 func TestBitmapCountsEachTransitionOnce(t *testing.T) {
-	const workers, blocks = 4, 5 * pageBlocks
+	const workers, blocks = 4, 2 * 40 * 512
 	var b bitmap
 	var added, cleared atomic.Int64
 	race := func(f func(r *rand.Rand)) {
@@ -206,7 +206,7 @@ func TestBitmapCountsEachTransitionOnce(t *testing.T) {
 // Callers that meet at the same word, or at a page that neither finds, lose
 // nothing of each other's.
 func TestNeighboursDoNotLoseBits(t *testing.T) {
-	const workers, blocks = 2, 512
+	const workers, blocks = 2, 128
 	for round := range 2000 {
 		var b bitmap
 		b.Set(rng{pageBlocks, pageBlocks + FileBlock(round%2)})
