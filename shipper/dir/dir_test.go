@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -375,5 +376,118 @@ func TestIdleBlobsAreDropped(t *testing.T) {
 	}
 	if n := len(d.mu.blobs); n > keepBlobs {
 		t.Errorf("%d entries kept", n)
+	}
+}
+
+// TestETagNeedsNoClock: the counter grows before the first change after an ETag
+// was given out, and only then; file times may be too coarse to tell.
+func TestETagNeedsNoClock(t *testing.T) {
+	d := newDir(t, Options{})
+	changes := func() uint64 {
+		t.Helper()
+		s, err := d.readState("vm/b")
+		ok(t, err)
+		return s.Changes
+	}
+	ok(t, d.CreatePages(t.Context(), "vm/b", 64<<10, 0))
+	ok(t, put(d, "vm/b", 0, 1, target.Unguarded))
+	if n := changes(); n != 0 {
+		t.Errorf("%d state files written although nobody saw an etag", n)
+	}
+	for want := uint64(1); want < 4; want++ {
+		_, err := d.Properties(t.Context(), "vm/b", "")
+		ok(t, err)
+		ok(t, put(d, "vm/b", 0, 1, target.Unguarded))
+		ok(t, put(d, "vm/b", 0, 1, target.Unguarded))
+		if n := changes(); n != want {
+			t.Errorf("counter %d, want %d", n, want)
+		}
+	}
+	_, err := d.SetSequence(t.Context(), "vm/b", 1, "", "")
+	ok(t, err)
+	before := changes()
+	ok(t, d.ClearPages(t.Context(), "vm/b", 0, 512, target.Unguarded))
+	if changes() != before+1 {
+		t.Error("a clear after the number was set has the same etag")
+	}
+}
+
+// TestRemovedBehindOurBack: directories this process has made are made again.
+func TestRemovedBehindOurBack(t *testing.T) {
+	d := newDir(t, Options{})
+	for range 2 {
+		_, err := d.Create(t.Context(), "vm/points/1-1.json", nil)
+		ok(t, err)
+		ok(t, d.CreatePages(t.Context(), "vm/disk/log/1-1", 512, 0))
+		ok(t, os.RemoveAll(filepath.Join(d.path, "vm")))
+	}
+}
+
+// TestLockOfRemovedFile: a lock on a file that was removed while we waited for it
+// locks nothing, and is not taken for one.
+func TestLockOfRemovedFile(t *testing.T) {
+	d := newDir(t, Options{})
+	ok(t, d.CreatePages(t.Context(), "vm/b", 512, 0))
+	f, err := d.root.Open(lockPath("vm/b"))
+	ok(t, err)
+	defer f.Close()
+	if !d.isStill(lockPath("vm/b"), f) {
+		t.Fatal("the lock file is the lock file")
+	}
+	ok(t, d.DeletePages(t.Context(), "vm/b", ""))
+	if d.isStill(lockPath("vm/b"), f) {
+		t.Fatal("removed")
+	}
+	ok(t, d.CreatePages(t.Context(), "vm/b", 512, 0))
+	if d.isStill(lockPath("vm/b"), f) {
+		t.Fatal("another file of the same name")
+	}
+}
+
+// TestDirectoriesAreForgotten: memory does not grow with every segment deleted.
+func TestDirectoriesAreForgotten(t *testing.T) {
+	d := newDir(t, Options{})
+	for i := range 20 {
+		name := fmt.Sprintf("vm/disk/log/1-%d", i)
+		ok(t, d.CreatePages(t.Context(), name, 512, 0))
+		ok(t, d.DeletePages(t.Context(), name, ""))
+	}
+	if n := len(d.mu.durable); n > 10 {
+		t.Errorf("%d directories remembered", n)
+	}
+}
+
+// TestConcurrentPutsAndSnapshots: a snapshot is one moment of every put: each
+// block in it is whole.
+func TestConcurrentPutsAndSnapshots(t *testing.T) {
+	d := newDir(t, Options{})
+	const blocks = 8
+	ok(t, d.CreatePages(t.Context(), "vm/b", blocks*4096, 0))
+	var wg sync.WaitGroup
+	errs := make([]error, blocks)
+	for i := range blocks {
+		wg.Go(func() {
+			for v := byte(1); v < 10 && errs[i] == nil; v++ {
+				errs[i] = put(d, "vm/b", int64(i)*4096, v, target.Unguarded)
+			}
+		})
+	}
+	var ids []string
+	for range 5 {
+		id, err := d.Snapshot(t.Context(), "vm/b", "", "", nil)
+		ok(t, err)
+		ids = append(ids, id)
+	}
+	wg.Wait()
+	ok(t, errors.Join(errs...))
+	p := make([]byte, blocks*4096)
+	for _, id := range ids {
+		ok(t, d.ReadPages(t.Context(), "vm/b", id, 0, p))
+		for i := range blocks {
+			block := p[i*4096 : (i+1)*4096]
+			if !bytes.Equal(block, bytes.Repeat(block[:1], 4096)) {
+				t.Fatalf("block %d of snapshot %s is torn", i, id)
+			}
+		}
 	}
 }

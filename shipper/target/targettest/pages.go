@@ -10,6 +10,7 @@ import (
 
 var pageTests = []test{
 	{"PagesCreate", testCreatePages},
+	{"PagesCreateOneWinner", testCreateOneWinner},
 	{"PagesCreateSizes", testCreateSizes},
 	{"PagesPutRead", testPutRead},
 	{"PagesPutChecksum", testPutChecksum},
@@ -42,6 +43,18 @@ func testCreatePages(_ *testing.T, e env) {
 	e.fails(err, target.ErrExists)
 	e.ok(e.AcquireLease(e.ctx, "vm/disk/replica.vhd", leaseA))
 	e.fails(e.CreatePages(e.ctx, "vm/disk/replica.vhd", 512, 0), target.ErrExists)
+}
+
+// testCreateOneWinner: of many creators one wins, and the blob has its size and
+// number, nobody else's.
+func testCreateOneWinner(t *testing.T, e env) {
+	const n = 8
+	errs := make([]error, n)
+	together(n, func(i int) { errs[i] = e.CreatePages(e.ctx, "race", int64(i+1)*512, int64(i+100)) })
+	winner := oneWinner(t, e, errs, target.ErrExists)
+	p := e.properties("race")
+	e.equal("size", p.Size, (winner+1)*512)
+	e.equal("sequence", p.Sequence, winner+100)
 }
 
 func testCreateSizes(_ *testing.T, e env) {
