@@ -61,17 +61,17 @@ func Keep(points []Point, p Policy) []catalog.PointID {
 }
 
 // keepOldest keeps the oldest point with snapshots of each period of absolute
-// time, if it is at most age old.
+// time, as long as it is at most age old.
 func keepOldest(points []Point, keep []bool, age, period time.Duration) {
 	newest := points[len(points)-1].Time
 	taken := map[time.Time]bool{}
 	for i, point := range points {
 		bucket := point.Time.UTC().Truncate(period)
-		if !point.Snapshot || newest.Sub(point.Time) > age || taken[bucket] {
+		if !point.Snapshot || taken[bucket] {
 			continue
 		}
-		taken[bucket] = true
-		keep[i] = true
+		taken[bucket] = true // also when too old: the next one must not take its place
+		keep[i] = keep[i] || newest.Sub(point.Time) <= age
 	}
 }
 
