@@ -206,8 +206,8 @@ func TestBitmapCountsEachTransitionOnce(t *testing.T) {
 // Callers that meet at the same word, or at a page that neither finds, lose
 // nothing of each other's.
 func TestNeighboursDoNotLoseBits(t *testing.T) {
-	const workers, blocks = 2, 128
-	for round := range 2000 {
+	const workers, blocks = 2, 512
+	for round := range 1500 {
 		var b bitmap
 		b.Set(rng{pageBlocks, pageBlocks + FileBlock(round%2)})
 		b.Clear(rng{pageBlocks, pageBlocks + 1})
