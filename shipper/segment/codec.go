@@ -53,11 +53,8 @@ func (s *sharedEncoder) open() (*zstd.Encoder, error) {
 }
 
 // compress returns the compressed form of p in the memory of buf, or false if that saves less than a 32nd: then the reader
-// is better served with the bytes themselves. enc nil compresses nothing.
+// is better served with the bytes themselves.
 func compress(enc *zstd.Encoder, buf, p []byte) ([]byte, bool) {
-	if enc == nil {
-		return nil, false
-	}
 	out := enc.EncodeAll(p, buf[:0])
 	return out, len(out) <= len(p)-len(p)/32
 }
@@ -83,13 +80,27 @@ func decompress(p, stored []byte) error {
 	return nil
 }
 
-// buffers holds memory for a frame with its header. Frames are short-lived and all of one size class; without the pool
-// every capture would leave two of them to the collector per 4 MiB.
+// buffers holds memory for whole frames with their headers. Frames are short-lived and most are full; without the pool every
+// capture would leave two of them to the collector per 4 MiB.
 var buffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
 
-const frameBuffer = MaxPayload + maxFrameHeader
+const (
+	frameBuffer = MaxPayload + maxFrameHeader
+	// smallBuffer and less is not worth the pool: a frame of a few blocks must not hold 4 MiB until it is released.
+	smallBuffer = 256 << 10
+)
 
-type buffer = *[frameBuffer]byte
+// getBuffer returns at least n bytes, at most frameBuffer.
+func getBuffer(n int) []byte {
+	if n <= smallBuffer {
+		return make([]byte, n)
+	}
+	return buffers.Get().(*[frameBuffer]byte)[:]
+}
 
-func getBuffer() buffer  { return buffers.Get().(buffer) }
-func putBuffer(b buffer) { buffers.Put(b) }
+// putBuffer takes back what getBuffer returned, which nobody may use any more.
+func putBuffer(b []byte) {
+	if len(b) == frameBuffer {
+		buffers.Put((*[frameBuffer]byte)(b))
+	}
+}

@@ -62,6 +62,9 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 	for _, level := range []Level{Off, Fastest} {
 		b := sample(t, level)
 		for i := range b {
+			if i > 1000 && i < len(b)-1000 && i%13 != 0 {
+				continue // payload, for the most part
+			}
 			b[i] ^= 1 << (i % 8)
 			if err := openAndVerify(b); !known(err) {
 				t.Fatalf("%s: bit flipped in byte %d of %d: %v", level, i, len(b), err)

@@ -146,66 +146,61 @@ type Frame struct {
 	Extents []Extent
 	Sums    []checksum.Sum // one per block of Payload
 	Payload []byte
-	buf     buffer
+	buf     []byte
 }
 
 // Release returns the frame's memory to the pool; Payload must not be used afterwards. A frame that is merely dropped leaks
 // nothing. Release may be called twice, not concurrently.
 func (f *Frame) Release() {
-	if f.buf != nil {
-		putBuffer(f.buf)
-		f.buf, f.Payload = nil, nil
-	}
+	putBuffer(f.buf)
+	f.buf, f.Payload = nil, nil
 }
 
 // Frame reads frame i with one read and verifies everything in it: its header, the stored bytes, and after decompression the
 // checksum of every block.
 func (r *Reader) Frame(i int) (*Frame, error) {
 	f := r.frames[i]
-	buf := getBuffer()
-	frame, err := r.readFrame(i, f, buf)
-	if err != nil {
-		putBuffer(buf)
-		return nil, err
+	frame := &Frame{buf: getBuffer(f.length())}
+	err := r.fill(frame, i, f)
+	if err == nil {
+		err = frame.verify(part(i), f.offset)
 	}
-	if frame.buf != buf {
-		putBuffer(buf)
+	if err != nil {
+		frame.Release()
+		return nil, err
 	}
 	return frame, nil
 }
 
-// readFrame reads f into buf. The frame it returns lies in buf if it was stored as it is, else in a buffer of its own.
-func (r *Reader) readFrame(i int, f frameEntry, buf buffer) (*Frame, error) {
-	raw := buf[:f.length()]
+// fill reads f into the frame's buffer, and decompresses it into another that takes the place of the first.
+func (r *Reader) fill(frame *Frame, i int, f frameEntry) error {
+	raw := frame.buf[:f.length()]
 	if err := readFull(r.r, raw, f.offset, part(i)); err != nil {
-		return nil, err
+		return err
 	}
 	head, stored := raw[:f.headerLen()], raw[f.headerLen():]
 	if err := checkFrameHeader(head, f, r.extentBytes(f), part(i)); err != nil {
-		return nil, err
+		return err
 	}
-	frame := &Frame{Payload: stored, buf: buf, Sums: frameSums(make([]checksum.Sum, 0, f.blocks), head, f)}
-	if f.codec == codecZstd {
-		if checksum.Of(stored) != frameSum(head) {
-			return nil, bad(ErrChecksum, part(i), f.offset, "compressed bytes")
+	frame.Extents, frame.Payload = r.extentsOf(i), stored
+	frame.Sums = frameSums(make([]checksum.Sum, 0, f.blocks), head, f)
+	if f.codec == codecStored {
+		if checksum.CombineBlocks(frame.Sums) != frameSum(head) {
+			return bad(ErrMalformed, part(i), f.offset, "block checksums do not combine to the frame's")
 		}
-		frame.buf = getBuffer()
-		frame.Payload = frame.buf[:f.payload()]
-		if err := decompress(frame.Payload, stored); err != nil {
-			frame.Release()
-			return nil, bad(ErrMalformed, part(i), f.offset, "zstd: %v", err)
-		}
-	} else if checksum.CombineBlocks(frame.Sums) != frameSum(head) {
-		return nil, bad(ErrMalformed, part(i), f.offset, "block checksums do not combine to the frame's")
+		return nil
 	}
-	frame.Extents = r.extentsOf(i)
-	if err := frame.verify(part(i), f.offset); err != nil {
-		if frame.buf != buf {
-			frame.Release()
-		}
-		return nil, err
+	if checksum.Of(stored) != frameSum(head) {
+		return bad(ErrChecksum, part(i), f.offset, "compressed bytes")
 	}
-	return frame, nil
+	compressed := frame.buf
+	defer putBuffer(compressed)
+	frame.buf = getBuffer(f.payload())
+	frame.Payload = frame.buf[:f.payload()]
+	if err := decompress(frame.Payload, stored); err != nil {
+		return bad(ErrMalformed, part(i), f.offset, "zstd: %v", err)
+	}
+	return nil
 }
 
 func (f *Frame) verify(part string, off int64) error {

@@ -85,8 +85,8 @@ func random(rng *rand.Rand, n int64) []byte {
 	for i := int64(0); i < n; i++ {
 		b := p[i*block : (i+1)*block]
 		if rng.IntN(2) == 0 {
-			for j := range b {
-				b[j] = byte(rng.Uint32())
+			for j := 0; j < len(b); j += 8 {
+				le.PutUint64(b[j:], rng.Uint64())
 			}
 		} else {
 			copy(b, bytes.Repeat([]byte{byte(rng.Uint32()), 7, 9}, 700))
@@ -158,8 +158,8 @@ func readAll(t *testing.T, r *Reader) (disk, extent.Set[extent.DiskBlock]) {
 }
 
 func TestRoundTrip(t *testing.T) {
-	for seed := range uint64(10) {
-		level := levels[seed%5]
+	for seed := range uint64(5) {
+		level := levels[seed]
 		rng := rand.New(rand.NewPCG(seed, 1))
 		t.Logf("seed %d level %s", seed, level)
 		var buf bytes.Buffer
@@ -237,8 +237,8 @@ func TestFramesAreCutAtFourMiB(t *testing.T) {
 func TestIncompressibleIsStored(t *testing.T) {
 	noise := make([]byte, MaxPayload)
 	rng := rand.New(rand.NewPCG(3, 3))
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
+	for i := 0; i < len(noise); i += 8 {
+		le.PutUint64(noise[i:], rng.Uint64())
 	}
 	for _, level := range levels {
 		var buf bytes.Buffer
@@ -365,7 +365,7 @@ func TestWriteFailureIsSticky(t *testing.T) {
 	payload := random(rand.New(rand.NewPCG(5, 5)), 1500)
 	sums := checksum.Blocks(nil, payload)
 	run := func(f *failing) error {
-		w, err := NewWriter(f, testHeader(4000), Fastest)
+		w, err := NewWriter(f, testHeader(4000), Off)
 		if err != nil {
 			return err
 		}

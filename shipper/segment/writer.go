@@ -41,7 +41,7 @@ type Writer struct {
 
 // openFrame is the frame that Data fills.
 type openFrame struct {
-	buf     buffer // nil while there is none
+	buf     []byte // nil while there is none
 	n       int    // bytes of payload in buf
 	extents []byte // encoded
 	last    extent.Range[extent.DiskBlock]
@@ -134,10 +134,8 @@ func (w *Writer) Close() (Info, error) {
 		return Info{}, w.err
 	}
 	w.flush()
-	if w.frame.buf != nil {
-		putBuffer(w.frame.buf)
-		w.frame.buf = nil
-	}
+	putBuffer(w.frame.buf)
+	w.frame.buf = nil
 	w.finish()
 	if w.err != nil {
 		return Info{}, w.err
@@ -177,13 +175,15 @@ func (w *Writer) flush() {
 	payload := f.buf[:f.n]
 	e := frameEntry{offset: w.size, stored: f.n, extents: len(f.extents) / dataEntryLen, blocks: len(f.sums), codec: codecStored}
 	stored, sum := payload, checksum.CombineBlocks(f.sums)
-	spare := getBuffer()
-	defer putBuffer(spare)
-	if c, ok := compress(w.enc, spare[:0], payload); ok {
-		e.codec, e.stored = codecZstd, len(c)
-		stored, sum = c, checksum.Of(c)
+	if w.enc != nil {
+		spare := getBuffer(f.n)
+		defer putBuffer(spare)
+		if c, ok := compress(w.enc, spare, payload); ok {
+			e.codec, e.stored = codecZstd, len(c)
+			stored, sum = c, checksum.Of(c)
+		}
 	}
-	// The header goes behind the payload, in the memory the buffer has for it.
+	// The header goes behind the payload, in the memory a full buffer has for it.
 	head := appendFrameHeader(f.buf[f.n:f.n], e, f.extents, f.sums, sum)
 	w.emit(head, checksum.Of(head))
 	w.emit(stored, sum)
@@ -208,11 +208,9 @@ func (w *Writer) emit(p []byte, sum checksum.Sum) {
 
 // add takes as many blocks as fit and returns their number, at least 1.
 func (f *openFrame) add(start extent.DiskBlock, payload []byte, sums []checksum.Sum) int {
-	if f.buf == nil {
-		f.buf = getBuffer()
-	}
 	took := min(len(sums), maxFrameBlocks-len(f.sums))
-	f.n += copy(f.buf[f.n:MaxPayload], payload[:took*extent.BlockSize])
+	f.grow(f.n + took*extent.BlockSize)
+	f.n += copy(f.buf[f.n:], payload[:took*extent.BlockSize])
 	f.sums = append(f.sums, sums[:took]...)
 	r := extent.Range[extent.DiskBlock]{Start: start, End: start + extent.DiskBlock(took)}
 	if len(f.extents) > 0 && f.last.End == start {
@@ -220,6 +218,20 @@ func (f *openFrame) add(start extent.DiskBlock, payload []byte, sums []checksum.
 	}
 	f.extents, f.last = appendData(f.extents, r), r
 	return took
+}
+
+// grow makes room for n bytes: what the first call needs, then a whole frame at once.
+func (f *openFrame) grow(n int) {
+	if n <= len(f.buf) {
+		return
+	}
+	if f.buf != nil {
+		n = frameBuffer
+	}
+	b := getBuffer(n)
+	copy(b, f.buf[:f.n])
+	putBuffer(f.buf)
+	f.buf = b
 }
 
 func (f *openFrame) reset() { f.n, f.extents, f.sums = 0, f.extents[:0], f.sums[:0] }
