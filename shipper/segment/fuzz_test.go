@@ -180,9 +180,21 @@ func TestDecompressStopsAtThePayload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bomb := enc.EncodeAll(make([]byte, 64<<20), nil)
-	if err := decompress(make([]byte, block), bomb); err == nil {
-		t.Fatal("accepted")
+	bomb := enc.EncodeAll(make([]byte, MaxPayload), nil)
+	out := make([]byte, block)
+	if err := decompress(out, enc.EncodeAll(out, nil)); err != nil { // the decoder exists now
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 10 {
+		if err := decompress(out, bomb); err == nil {
+			t.Fatal("accepted")
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Fatalf("%d bytes allocated for ten bombs", n)
 	}
 	if err := decompress(make([]byte, 2*block), enc.EncodeAll(make([]byte, block), nil)); err == nil {
 		t.Fatal("accepted too little")
