@@ -37,6 +37,24 @@ func TestI12_Verdicts(t *testing.T) {
 	}
 }
 
+// TestI12_CodesStay: scripts rely on them.
+func TestI12_CodesStay(t *testing.T) {
+	codes := map[error]string{
+		ErrNotFound: "target-not-found", ErrNoContainer: "container-not-found", ErrExists: "target-exists",
+		ErrCondition: "etag-changed", ErrSequence: "sequence-changed", ErrLeased: "lease-taken", ErrLeaseLost: "lease-lost",
+		ErrSnapshots: "has-snapshots", ErrChecksum: "checksum-mismatch", ErrAuth: "not-authorized", ErrThrottled: "throttled",
+		ErrTooLarge: "too-large", ErrVersion: "target-version", ErrDamaged: "target-damaged", ErrRange: "bad-range", ErrName: "bad-name",
+	}
+	for err, want := range codes {
+		if got := Refused("Op", "name", err).Code; got != want {
+			t.Errorf("%v: code %q, want %q", err, got, want)
+		}
+	}
+	if len(codes) != len(verdicts) {
+		t.Errorf("%d codes, %d verdicts", len(codes), len(verdicts))
+	}
+}
+
 // TestSentinelsAreApart: only a lost lease is a kind of another sentinel.
 func TestSentinelsAreApart(t *testing.T) {
 	for _, a := range verdicts {
