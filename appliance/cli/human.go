@@ -58,7 +58,7 @@ func writeVM(b *bytes.Buffer, vm control.VM, now time.Time) {
 	row("to ship", fmt.Sprintf("%s changed, %s spooled", bytesText(vm.PendingBytes), bytesText(vm.SpooledBytes)))
 	row("to apply", fmt.Sprintf("%s, replica at epoch %d", bytesText(vm.ApplyBacklogBytes), vm.AppliedEpoch))
 	row("recovery", recoveryText(vm.Recovery))
-	if vm.Resync.State != control.ResyncIdle || vm.Resync.TotalBytes > 0 {
+	if active := vm.Resync.State != "" && vm.Resync.State != control.ResyncIdle; active || vm.Resync.TotalBytes > 0 {
 		row("resync", resyncText(vm.Resync))
 	}
 	for _, j := range vm.Jobs {
