@@ -79,6 +79,15 @@ func (s *Session) fill(p Plan, path string, opts ExportOptions, named bool) (*ex
 }
 
 // makeDirs makes a directory and its parents, durably.
+// Files are the paths that ExportAll gives its outputs, in the order of Plans.
+func (s *Session) Files(dir, format string) ([]string, error) {
+	names, err := outputNames(s.plans, format)
+	for i, name := range names {
+		names[i] = filepath.Join(dir, name)
+	}
+	return names, err
+}
+
 func makeDirs(dir string) error {
 	if found, err := exists(dir); found || err != nil {
 		return err

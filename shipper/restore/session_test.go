@@ -139,7 +139,11 @@ func TestLostPinEndsTheSession(t *testing.T) {
 		if err := catalog.DeletePin(t.Context(), f, w.VM, pins[0].ID); err != nil {
 			t.Fatal(err)
 		}
+		start := time.Now()
 		<-s.Context().Done()
+		if d := time.Since(start); d > restore.DefaultPinTTL/2 {
+			t.Errorf("noticed after %s", d)
+		}
 		if err := s.Verify(nil); !errors.Is(err, restore.ErrPinLost) {
 			t.Errorf("verify: %v", err)
 		}

@@ -118,3 +118,17 @@ func filter(points []Point, p Policy) []Point {
 	}
 	return kept
 }
+
+// Before the first point, and with a snapshot that a takeover cut off: what an
+// apply may start from stays.
+func TestNewestSnapshotsAreNeededWithoutPoints(t *testing.T) {
+	at := func(epoch uint64) catalog.Snapshot {
+		return catalog.Snapshot{ID: string(rune('a' + epoch)), Point: catalog.PointID{Generation: 1, Epoch: epoch}, Kind: catalog.KindApply}
+	}
+	s := &surveyed{doc: catalog.VMDoc{Generation: 2, Cuts: []catalog.Cut{{Generation: 1, Epoch: 2}}},
+		snapshots: map[string][]catalog.Snapshot{"d": {at(1), at(2), at(8), at(9)}}}
+	needs := s.needs().snapshots
+	if len(needs) != 2 || !needs[snapshotKey("d", "c")] || !needs[snapshotKey("d", "j")] {
+		t.Errorf("%v", needs)
+	}
+}
