@@ -14,6 +14,10 @@ type Volumes interface {
 
 	// Renamed and Removed are told after the fact, before the request is answered. The Tracker of the old path goes on
 	// until the file's last close. Removed also tells of an image that another file was renamed over.
+	//
+	// newPath may be no image's name: then the file is no disk any more from its last close on, and what is written to it
+	// goes unseen. When it gets an image's name again Attach is called, and must take it for changed. oldPath may be
+	// none either, if the file was open all the time.
 	Renamed(oldPath, newPath string, id Identity)
 	Removed(path string, id Identity)
 }
