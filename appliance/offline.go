@@ -96,21 +96,33 @@ func Export(ctx context.Context, c config.Target, req cli.ExportRequest, progres
 	if err != nil {
 		return cli.ExportResult{}, err
 	}
-	output := req.Output
-	opts := restore.ExportOptions{Format: req.Format, Force: req.Force, Progress: steps("exporting", progress)}
-	if st, statErr := os.Stat(output); req.Disk != "" && (statErr != nil || !st.IsDir()) {
-		err = s.Export(output, opts)
-	} else {
-		err = s.ExportAll(output, opts)
+	if req.Format == "" {
+		req.Format = cli.FormatVHD
 	}
-	result := cli.ExportResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time, Output: output, Format: req.Format}
-	for _, p := range s.Plans() {
-		result.Disks = append(result.Disks, cli.ExportedDisk{Name: p.Disk.Name, VirtualSize: p.Disk.VirtualSize})
+	files, err := write(s, req, restore.ExportOptions{Format: req.Format, Force: req.Force, Progress: steps("exporting", progress)})
+	result := cli.ExportResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time}
+	for i, p := range s.Plans() {
+		if st, statErr := os.Stat(files[i]); err == nil && statErr == nil {
+			result.Files = append(result.Files, cli.ExportedFile{Disk: p.Disk.Name, Path: files[i], Format: req.Format, Size: st.Size()})
+		}
 	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		return result, exported(err)
 	}
 	return result, nil
+}
+
+// write exports one disk to a file, or the disks of the session into a directory,
+// and returns the paths in the order of its plans.
+func write(s *restore.Session, req cli.ExportRequest, opts restore.ExportOptions) ([]string, error) {
+	if st, err := os.Stat(req.Output); req.Disk != "" && (err != nil || !st.IsDir()) {
+		return []string{req.Output}, s.Export(req.Output, opts)
+	}
+	files, err := s.Files(req.Output, req.Format)
+	if err != nil {
+		return make([]string, len(s.Plans())), err
+	}
+	return files, s.ExportAll(req.Output, opts)
 }
 
 func exported(err error) error {

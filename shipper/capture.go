@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/google/uuid"
@@ -183,8 +182,8 @@ func (c *capture) newManifest(generation uint64) *spool.Manifest {
 // disks in initial replication, and disks that came or completed after the request.
 func (c *capture) returnOthers() {
 	for _, id := range c.epoch.Disks() {
-		if ed, ok := c.epoch.Disk(id); ok && !c.complete[id] {
-			c.giveBack(id, ed)
+		if !c.complete[id] {
+			c.epoch.ReturnDisk(id)
 		}
 	}
 }
@@ -213,22 +212,27 @@ func (c *capture) budget(disks []*disk) {
 	c.leaveOpen(fmt.Sprintf("%d of %d changed blocks fit into the spool's quota", c.room, listed))
 	for _, d := range disks {
 		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
-			c.cut(d.src.ID(), ed)
+			c.cut(d, ed)
 		}
 	}
 }
 
-// cut keeps the first c.room blocks of a disk's list and returns the others.
-func (c *capture) cut(id string, ed EpochDisk) {
-	var rest []FileRange
+// cut keeps the first c.room blocks of a disk's list, and its metadata, without
+// which the rest cannot be read, and returns the others.
+func (c *capture) cut(d *disk, ed EpochDisk) {
+	var rest extent.Set[extent.FileBlock]
 	for r := range ed.List(0) {
 		keep := min(r.Len(), c.room)
 		c.room -= keep
 		if keep < r.Len() {
-			rest = append(rest, FileRange{Start: r.Start + extent.FileBlock(keep), End: r.End})
+			rest.Add(FileRange{Start: r.Start + extent.FileBlock(keep), End: r.End})
 		}
 	}
-	c.epoch.Return(id, rest...)
+	info, _ := d.info()
+	for _, meta := range info.Layout().Metadata() {
+		rest.Remove(meta)
+	}
+	c.epoch.Return(d.src.ID(), rest.Ranges()...)
 }
 
 // disk writes the segment of one disk and its line in the manifest.
@@ -292,22 +296,14 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 	return dc.end(md)
 }
 
-// segmentFile is written front to back and read again for its checksums.
-type segmentFile interface {
-	io.Writer
-	io.ReaderAt
-}
-
 // begin starts the segment: a disk of which nothing differs makes none.
 func (dc *diskCapture) begin() (err error) {
 	if dc.out != nil {
 		return nil
 	}
-	file, err := dc.draft.Segment(dc.disk.src.ID())
-	if err != nil {
+	if dc.file, err = dc.draft.Segment(dc.disk.src.ID()); err != nil {
 		return err
 	}
-	dc.file = file.(segmentFile)
 	dc.out, err = segment.NewWriter(dc.file, dc.header(dc.disk, dc.info), dc.vm.opts.Level)
 	return err
 }
@@ -377,7 +373,7 @@ type diskCapture struct {
 	table   *checksum.Table
 	info    image.Info
 	view    EpochDisk
-	file    segmentFile
+	file    spool.SegmentFile
 	out     *segment.Writer // nil until something differs
 	page    []byte
 	sums    []checksum.Sum

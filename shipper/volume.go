@@ -51,6 +51,8 @@ type Epoch interface {
 	MergeBack() error
 	// Return merges blocks back that this capture leaves out; the epoch must be open.
 	Return(disk string, ranges ...FileRange)
+	// ReturnDisk merges everything of a disk back that this epoch does not carry at all.
+	ReturnDisk(disk string)
 	// Spooled ends the epoch: manifest and table are durable.
 	Spooled() error
 	// Disks are the ids of all disks that the seal took changes of.

@@ -26,11 +26,18 @@ type Draft struct {
 	}
 }
 
-// draftSegment is a file of a draft.
+// SegmentFile is a segment being written, front to back. What was written can be read again before the commit.
+type SegmentFile interface {
+	io.Writer
+	io.ReaderAt
+}
+
+// draftSegment is a file of a draft, written and read by one goroutine.
 type draftSegment struct {
 	d    *Draft
 	path string
 	file durable.File
+	back readFile // nil until something is read
 	size int64
 }
 
@@ -76,8 +83,8 @@ func (s *Spool) mayBegin(generation, epoch uint64) error {
 	return nil
 }
 
-// Segment makes the file of a disk's segment and returns its writer.
-func (d *Draft) Segment(diskID string) (io.Writer, error) {
+// Segment makes the file of a disk's segment.
+func (d *Draft) Segment(diskID string) (SegmentFile, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.stateLocked(); err != nil {
@@ -108,6 +115,18 @@ func (g *draftSegment) Write(p []byte) (int, error) {
 		g.d.fail(fmt.Errorf("write segment: %w", err))
 	}
 	return n, err
+}
+
+// ReadAt implements io.ReaderAt.
+func (g *draftSegment) ReadAt(p []byte, off int64) (int, error) {
+	if g.back == nil {
+		f, err := g.d.s.fs.Open(g.path)
+		if err != nil {
+			return 0, err
+		}
+		g.back = f
+	}
+	return g.back.ReadAt(p, off)
 }
 
 // Err returns why the draft cannot be committed, nil if it can: the first failure of a write, or ErrGivingUp.
@@ -240,7 +259,10 @@ func (d *Draft) closeSegments(keep bool) (err error) {
 		if e := g.file.Close(); err == nil {
 			err = e
 		}
-		g.file = nil
+		if g.back != nil {
+			_ = g.back.Close() // opened for reading
+		}
+		g.file, g.back = nil, nil
 	}
 	return err
 }

@@ -1,0 +1,128 @@
+package shipper
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+)
+
+// Probe reads the format and the size of an image as it is now.
+type Probe func() (image.Info, error)
+
+// disk is one disk in the pipeline. Its table is used by the stages only in the
+// order the protocols give; the table has its own lock.
+type disk struct {
+	src   Source
+	probe Probe
+	state *document[diskRecord]
+
+	mu struct {
+		sync.Mutex // held over the table's local I/O when it is replaced or forgets
+		info       image.Info
+		infoErr    error
+		table      *checksum.Table
+		forgotten  []DiskRange // while there is no table: unknown as soon as there is one
+	}
+}
+
+func (d *disk) table() *checksum.Table {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.table
+}
+
+// publishTable makes t the disk's table, without what was forgotten while there was none.
+func (d *disk) publishTable(t *checksum.Table) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.mu.forgotten) > 0 {
+		if err := t.Forget(clipped(d.mu.forgotten, t.Blocks())...); err != nil {
+			return errors.Join(err, t.Close())
+		}
+	}
+	d.mu.forgotten, d.mu.table = nil, t
+	return nil
+}
+
+func (d *disk) closeTable() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.mu.table
+	if t == nil {
+		return nil
+	}
+	d.mu.table = nil
+	return t.Close()
+}
+
+// forget makes the entries of blocks durably unknown: their activity records are
+// about to go. It refuses blocks that the image grew by since the last capture:
+// the table learns of them as zeros when it grows, which would undo it.
+func (d *disk) forget(file []FileRange) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	layout := d.mu.info.Layout()
+	end := extent.Cover[extent.FileBlock](0, d.mu.info.FileSize).End
+	var ranges []DiskRange
+	for _, r := range file {
+		if r.End > end {
+			return fmt.Errorf("disk %s: block %d has no entry yet: the image grew to it", d.src.Name(), r.End-1)
+		}
+		ranges = append(ranges, layout.DiskBlocks(r))
+	}
+	if d.mu.table == nil {
+		d.mu.forgotten = append(d.mu.forgotten, ranges...)
+		return nil
+	}
+	return d.mu.table.Forget(clipped(ranges, d.mu.table.Blocks())...)
+}
+
+// clipped cuts ranges to a table; blocks beyond it have no entry to be wrong.
+func clipped(ranges []DiskRange, end extent.DiskBlock) []DiskRange {
+	var within []DiskRange
+	for _, r := range ranges {
+		if r.End = min(r.End, end); !r.Empty() && r.Len() > 0 {
+			within = append(within, r)
+		}
+	}
+	return within
+}
+
+func (d *disk) info() (image.Info, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.info, d.mu.infoErr
+}
+
+func (d *disk) setInfo(info image.Info, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.mu.info = info
+	}
+	d.mu.infoErr = err
+}
+
+// Forget makes the entries of file blocks durably unknown.
+func (v *VM) Forget(diskID string, ranges []FileRange) error {
+	d := v.diskByID(diskID)
+	if d == nil {
+		return fmt.Errorf("disk %s is not in the pipeline", diskID)
+	}
+	return d.forget(ranges)
+}
+
+// Table is the checksum table of a disk and its layout, for a comparison; false
+// while it has none.
+func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
+	d := v.diskByID(diskID)
+	if d == nil || d.table() == nil || !d.state.get().TableReady {
+		return nil, image.Layout{}, false
+	}
+	info, _ := d.info()
+	return d.table(), info.Layout(), true
+}
