@@ -264,3 +264,30 @@ func TestExitCodesNeverChange(t *testing.T) {
 		}
 	}
 }
+
+// Between taking the lock and listening an appliance is there already, though nobody answers yet.
+func TestHeldLockIsRespectedBeforeAnybodyListens(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.sock")
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ln, err := Listen(path); !errors.Is(err, &Error{Code: CodeRunning}) {
+		t.Errorf("%v, %v", ln, err)
+	}
+	lock.Close()
+	ln, err := Listen(path)
+	if err != nil {
+		t.Fatalf("once the lock is free: %v", err)
+	}
+	ln.Close()
+}
+
+// A call that dies before its first byte was heard all the same: the appliance is there, and a command that would start
+// work of its own if there is none must not.
+func TestDeathBeforeTheFirstByteIsAnInterruption(t *testing.T) {
+	client, _ := serve(t, &fake{status: func(context.Context, string) (Status, error) { panic("bug") }})
+	if _, err := client.Status(deadline(t), ""); !errors.Is(err, &Error{Code: CodeInterrupted}) {
+		t.Errorf("%v", err)
+	}
+}
