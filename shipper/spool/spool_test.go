@@ -461,3 +461,31 @@ func TestOrderOfOperations(t *testing.T) {
 		t.Errorf("%v\n%s", err, got.String())
 	}
 }
+
+// A capture reads the checksums of a segment back before it commits: the disk's checksum goes into the manifest.
+func TestDraftIsReadBackBeforeTheCommit(t *testing.T) {
+	a, _ := fixture(t)
+	d, err := a.s.Begin(1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := d.Segment("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	for _, want := range []string{"abcd", "efgh"} {
+		if _, err := f.Write([]byte(want)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := f.ReadAt(got, 2); err != nil || string(got[:n]) != "cdef" {
+		t.Fatalf("%q %v", got[:n], err)
+	}
+	if n, err := f.ReadAt(got, 6); !errors.Is(err, io.EOF) || string(got[:n]) != "gh" {
+		t.Fatalf("%q %v", got[:n], err)
+	}
+	if err := d.Abort(); err != nil {
+		t.Fatal(err)
+	}
+}
