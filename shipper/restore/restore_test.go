@@ -257,6 +257,24 @@ func TestVerifySeesRottenReplica(t *testing.T) {
 	}
 }
 
+// What lies between the end of the disk and the end of its last block belongs to
+// nobody.
+func TestPaddingIsNoContent(t *testing.T) {
+	f := fake.New(fake.Options{})
+	w := catalogtest.New(t, f, "vm")
+	d := w.AddDisk("odd.img", 3*extent.BlockSize+512)
+	d.Write(3*extent.BlockSize, []byte("end"))
+	w.CompleteDisk(d)
+	w.Close()
+	snapshots, err := catalog.Snapshots(t.Context(), f, w.VM, d.ID)
+	if err != nil || !f.Rot(catalog.ReplicaName(w.VM, d.ID), snapshots[0].ID, 3*extent.BlockSize+600) {
+		t.Fatal("nothing there to rot", err)
+	}
+	if err := verify(t, w, "latest"); err != nil {
+		t.Error(err)
+	}
+}
+
 func verify(t *testing.T, w *catalogtest.World, spec string) error {
 	t.Helper()
 	s, err := restore.Hold(t.Context(), w.T, w.VM, spec, nil, restore.HoldOptions{})
