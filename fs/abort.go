@@ -2,29 +2,23 @@ package fs
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// Abort takes the mount away although files are open: it is detached, and every
-// request on it fails from now on (ENOTCONN). It returns when the last request
-// is answered, so nothing changes a backing file afterwards.
+// Abort takes the mount away although files are open: every request on it fails from now on (ENOTCONN), and it is
+// detached. It returns when the last request is answered, so nothing changes a backing file afterwards; or with ctx's
+// error, and then something may.
 func (s *Server) Abort(ctx context.Context) error {
-	var st unix.Stat_t
-	// The root's attributes may be cached, its device number always is.
-	err := unix.Stat(s.mount, &st)
-	if err != nil {
-		return fmt.Errorf("abort %s: %w", s.mount, err)
-	}
-	control := filepath.Join("/sys/fs/fuse/connections", fmt.Sprint(unix.Minor(st.Dev)), "abort")
-	if err := s.Detach(); err != nil {
-		return err
-	}
-	if err := os.WriteFile(control, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// MNT_FORCE ends the connection even where it cannot unmount; unlike the abort file in sysfs it is always there.
+	switch err := unix.Unmount(s.mount, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW); err {
+	case nil, unix.EINVAL:
+	case unix.EBUSY:
+		if err := s.Detach(); err != nil {
+			return err
+		}
+	default:
 		return fmt.Errorf("abort %s: %w", s.mount, err)
 	}
 	select {
