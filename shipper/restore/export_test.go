@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -395,6 +396,10 @@ func TestOneFileIsForOneDisk(t *testing.T) {
 	}
 	if err := s.Export(filepath.Join(t.TempDir(), "x"), restore.ExportOptions{}); !errors.Is(err, restore.ErrNoDisk) {
 		t.Error(err)
+	}
+	files, err := s.Files("/d", restore.FormatRaw)
+	if err != nil || !slices.Equal(files, []string{"/d/os.vhdx.raw", "/d/os.VHD.raw", "/d/data/d.img"}) {
+		t.Errorf("%q, %v", files, err)
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)

@@ -29,7 +29,7 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 	if err != nil {
 		return err
 	}
-	names, err := outputNames(s.plans, opts.Format)
+	files, err := s.Files(dir, opts.Format)
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 	for i, step := range s.steps(opts.Progress) {
 		opts.Progress = step.progress
 		named := i > 0 && exports[0].file == nil
-		e, err := s.fill(step.plan, filepath.Join(dir, names[i]), opts, named)
+		e, err := s.fill(step.plan, files[i], opts, named)
 		if e != nil {
 			exports = append(exports, e)
 		}
@@ -63,6 +63,15 @@ func (s *Session) ExportAll(dir string, opts ExportOptions) error {
 	return nil
 }
 
+// Files are the paths that ExportAll gives its outputs, in the order of Plans.
+func (s *Session) Files(dir, format string) ([]string, error) {
+	names, err := outputNames(s.plans, format)
+	for i, name := range names {
+		names[i] = filepath.Join(dir, name)
+	}
+	return names, err
+}
+
 func (s *Session) fill(p Plan, path string, opts ExportOptions, named bool) (*export, error) {
 	if err := makeDirs(filepath.Dir(path)); err != nil {
 		return nil, err
@@ -79,15 +88,6 @@ func (s *Session) fill(p Plan, path string, opts ExportOptions, named bool) (*ex
 }
 
 // makeDirs makes a directory and its parents, durably.
-// Files are the paths that ExportAll gives its outputs, in the order of Plans.
-func (s *Session) Files(dir, format string) ([]string, error) {
-	names, err := outputNames(s.plans, format)
-	for i, name := range names {
-		names[i] = filepath.Join(dir, name)
-	}
-	return names, err
-}
-
 func makeDirs(dir string) error {
 	if found, err := exists(dir); found || err != nil {
 		return err

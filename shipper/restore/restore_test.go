@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"strings"
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -172,7 +171,8 @@ func TestI5_DamagedSegmentIsNamed(t *testing.T) {
 			name := catalog.SegmentName(w.VM, d.ID, ids[1])
 			break_(t, f, name)
 			err := verify(t, w, ids[3].String())
-			if !errors.Is(err, restore.ErrSegment) || !strings.Contains(err.Error(), name) {
+			var damaged *restore.SegmentError
+			if !errors.As(err, &damaged) || damaged.Blob != name {
 				t.Errorf("verify: %v, want it to name %s", err, name)
 			}
 			if err := verify(t, w, ids[0].String()); err != nil {

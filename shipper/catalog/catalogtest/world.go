@@ -46,7 +46,6 @@ type Disk struct {
 	shipped  []byte // as of the newest epoch, padded to blocks
 	complete bool
 	removed  bool
-	lowest   int // smallest size since the last epoch, bytes
 }
 
 // New makes a VM without disks. t is usually a fake.
@@ -79,7 +78,7 @@ func (w *World) update(change func(*catalog.VMDoc)) {
 // AddDisk adds a disk in initial replication. size is a multiple of 512.
 func (w *World) AddDisk(name string, size int) *Disk {
 	w.TB.Helper()
-	d := &Disk{ID: uuid.NewString(), Name: name, Data: make([]byte, size), lowest: size}
+	d := &Disk{ID: uuid.NewString(), Name: name, Data: make([]byte, size)}
 	w.Disks = append(w.Disks, d)
 	w.update(func(doc *catalog.VMDoc) {
 		doc.Disks = append(doc.Disks, catalog.DiskDoc{ID: d.ID, Name: name, Format: string(image.Raw), VirtualSize: int64(size)})
@@ -94,7 +93,7 @@ func (w *World) CompleteDisk(d *Disk) {
 	w.must(w.T.CreatePages(w.ctx(), catalog.ReplicaName(w.VM, d.ID), 0, 0))
 	w.putReplica(d, d.Data)
 	w.snapshot(d, catalog.PointID{Generation: w.Doc.Generation, Epoch: w.epoch}, catalog.KindBase)
-	d.complete, d.shipped, d.lowest = true, pad(d.Data), len(d.Data)
+	d.complete, d.shipped = true, pad(d.Data)
 }
 
 // RemoveDisk takes effect at the next epoch.
@@ -113,7 +112,6 @@ func (d *Disk) Write(off int, p []byte) { copy(d.Data[off:], p) }
 
 // Resize sets the size; what is added is zeros.
 func (d *Disk) Resize(size int) {
-	d.lowest = min(d.lowest, size)
 	if size <= len(d.Data) {
 		d.Data = d.Data[:size:size]
 		return
@@ -152,16 +150,16 @@ func (w *World) Close() catalog.PointID {
 // Void gives an epoch up after its segments were uploaded.
 func (w *World) Void() catalog.PointID {
 	w.TB.Helper()
-	before := make([]Disk, len(w.Disks))
+	before := make([][]byte, len(w.Disks))
 	for i, d := range w.Disks {
-		before[i] = *d
+		before[i] = d.shipped
 	}
 	open := w.waiting
 	id := w.nextEpoch()
 	w.ship(id)
 	w.waiting = open
 	for i, d := range w.Disks {
-		d.shipped, d.lowest = before[i].shipped, before[i].lowest // its changes come with the next epoch
+		d.shipped = before[i] // its changes come with the next epoch
 	}
 	w.must(catalog.CreateRecord(w.ctx(), w.T, catalog.Record{VM: w.VM, VMID: w.Doc.VMID, Generation: id.Generation,
 		Epoch: id.Epoch, EpochUUID: uuid.NewString(), Previous: w.previous, Void: true}))
@@ -188,7 +186,7 @@ func (w *World) ship(id catalog.PointID) []catalog.RecordDisk {
 			info := w.putSegment(d, id, now)
 			rd.State, rd.Sum = catalog.StateComplete, catalog.FormatSum(checksum.Of(now))
 			rd.ChangedBytes, rd.StoredBytes = info.ChangedBytes, info.StoredBytes
-			d.shipped, d.lowest = now, len(d.Data)
+			d.shipped = now
 		}
 		disks = append(disks, rd)
 	}
@@ -217,7 +215,7 @@ func (w *World) putSegment(d *Disk, id catalog.PointID, now []byte) segment.Info
 	for b := range max(len(now), len(d.shipped)) / extent.BlockSize {
 		p := block(now, b)
 		switch {
-		case bytes.Equal(p, block(d.shipped, b)) && b*extent.BlockSize < d.lowest:
+		case bytes.Equal(p, block(d.shipped, b)): // also where the disk grew and nobody wrote
 		case checksum.IsZero(p):
 			w.must(sw.Zero(extent.Range[extent.DiskBlock]{Start: extent.DiskBlock(b), End: extent.DiskBlock(b + 1)}))
 		default:
@@ -300,7 +298,7 @@ func (w *World) TakeOver() {
 	w.waiting = nil
 	for _, d := range w.Disks {
 		if content, ok := w.Oracle[w.previous][d.ID]; ok {
-			d.Data, d.shipped, d.lowest = bytes.Clone(content), pad(content), len(content)
+			d.Data, d.shipped = bytes.Clone(content), pad(content)
 		}
 	}
 }
