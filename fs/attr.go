@@ -71,15 +71,13 @@ func setSize(n *node, in *fuse.SetAttrIn) error {
 	return n.truncate(int64(size))
 }
 
-// truncate sets the size of the file, open or not.
+// truncate sets the size of the file, open or not. It leaves the shared descriptor alone: a truncate by path races with
+// the last release, which nobody waits for, and the number may be another file's by then.
 func (n *node) truncate(size int64) error {
 	if size < 0 {
 		return unix.EINVAL
 	}
 	return n.change(extent.Change{Kind: extent.Truncate, Off: size}, func() error {
-		if wr := int(n.wr.Load()); wr >= 0 {
-			return unix.Ftruncate(wr, size)
-		}
 		return unix.Truncate(n.proc(), size)
 	})
 }

@@ -177,3 +177,23 @@ func TestFailedSyncIsSticky(t *testing.T) {
 		t.Errorf("after the last close: %v", st)
 	}
 }
+
+// TestTruncateByPathUsesNoSharedDescriptor: the last release may have closed it, and its number may mean another file.
+func TestTruncateByPathUsesNoSharedDescriptor(t *testing.T) {
+	s, in := bareStore(t, nil)
+	n := s.tree.get(in.NodeId)
+	other := open(t, t.TempDir()+"/other", os.O_RDWR|os.O_CREATE)
+	if err := other.Truncate(100); err != nil {
+		t.Fatal(err)
+	}
+	ours := n.wr.Swap(int32(other.Fd()))
+	set := &fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: in, Valid: fuse.FATTR_SIZE, Size: 7}}
+	var out fuse.AttrOut
+	if st := s.SetAttr(nil, set, &out); st != fuse.OK || out.Size != 7 {
+		t.Errorf("%v, size %d", st, out.Size)
+	}
+	n.wr.Store(ours)
+	if st, err := other.Stat(); err != nil || st.Size() != 100 {
+		t.Errorf("another file was truncated: %v, %v", st.Size(), err)
+	}
+}
