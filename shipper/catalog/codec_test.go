@@ -91,7 +91,8 @@ func TestStrictDecoding(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, change := range map[string][2]string{
-		"unknown field":        {`"vm":`, `"vmm":`},
+		"unknown field":        {`"vm":`, `"added_later": 1, "vm":`},
+		"missing field":        {`"vm":`, `"added_later": 1, "vmm":`},
 		"no version":           {`"version": 1`, `"version": 0`},
 		"negative version":     {`"version": 1`, `"version": -1`},
 		"version of words":     {`"version": 1`, `"version": "1"`},

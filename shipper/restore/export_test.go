@@ -70,7 +70,7 @@ func wantVHD(t *testing.T, path string, disk []byte) {
 }
 
 func TestExportEqualsTheOracle(t *testing.T) {
-	w, _ := randomWorld(t, 99, 8)
+	w := randomWorld(t, 99, 8)
 	dir := t.TempDir()
 	for id, disks := range w.Oracle {
 		for disk, want := range disks {

@@ -12,6 +12,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog/catalogtest"
+	"github.com/vhdrelay/vhdrelay/shipper/dir"
 	"github.com/vhdrelay/vhdrelay/shipper/restore"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
@@ -20,12 +21,16 @@ import (
 const mib = 1 << 20
 
 // randomWorld is a history of everything a writer does.
-func randomWorld(t *testing.T, seed uint64, steps int) (*catalogtest.World, *fake.Fake) {
+func randomWorld(t *testing.T, seed uint64, steps int) *catalogtest.World {
+	t.Helper()
+	return randomWorldAt(t, fake.New(fake.Options{}), seed, steps)
+}
+
+func randomWorldAt(t *testing.T, tt target.Target, seed uint64, steps int) *catalogtest.World {
 	t.Helper()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	f := fake.New(fake.Options{})
-	w := catalogtest.New(t, f, "web 01")
+	w := catalogtest.New(t, tt, "web 01")
 	w.CompleteDisk(w.AddDisk("os.vhd", 40*extent.BlockSize+512))
 	w.CompleteDisk(w.AddDisk("data/d1.img", 64*extent.BlockSize))
 	late := w.AddDisk("late.vhdx", 16*extent.BlockSize)
@@ -62,7 +67,7 @@ func randomWorld(t *testing.T, seed uint64, steps int) (*catalogtest.World, *fak
 			w.TakeOver()
 		}
 	}
-	return w, f
+	return w
 }
 
 func open(t *testing.T, w *catalogtest.World, id catalog.PointID, disk string) *restore.Disk {
@@ -82,19 +87,33 @@ func TestI5_EveryPointEqualsTheOracle(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
-			w, _ := randomWorld(t, seed, 14)
-			rng := rand.New(rand.NewPCG(seed, 2))
-			for id, disks := range w.Oracle {
-				for disk, want := range disks {
-					d := open(t, w, id, disk)
-					compareDisk(t, rng, d, want)
-					if err := d.Verify(t.Context(), nil); err != nil {
-						t.Errorf("%s %s: %v", id, disk, err)
-					}
-				}
-			}
+			w := randomWorld(t, seed, 14)
+			compareAll(t, w, seed)
 		})
 	}
+}
+
+func compareAll(t *testing.T, w *catalogtest.World, seed uint64) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 2))
+	for id, disks := range w.Oracle {
+		for disk, want := range disks {
+			d := open(t, w, id, disk)
+			compareDisk(t, rng, d, want)
+			if err := d.Verify(t.Context(), nil); err != nil {
+				t.Errorf("%s %s: %v", id, disk, err)
+			}
+		}
+	}
+}
+
+// The same from plain files.
+func TestI5_EveryPointOfADirectory(t *testing.T) {
+	d, err := dir.Open(t.TempDir(), dir.Options{Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compareAll(t, randomWorldAt(t, d, 5, 6), 5)
 }
 
 // compareDisk reads the whole and random parts.
