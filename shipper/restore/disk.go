@@ -234,26 +234,45 @@ func (d *Disk) readPart(p []byte, off int64) (int64, error) {
 func (d *Disk) readBlocks(ctx context.Context, r diskRange, p []byte, allocated []target.ByteRange) error {
 	clear(p)
 	first := int64(r.Start) * extent.BlockSize
+	name := catalog.ReplicaName(d.plan.VM, d.plan.Disk.ID)
+	for _, b := range d.baseReads(r, allocated) {
+		if err := d.t.ReadPages(ctx, name, d.plan.Snapshot.ID, b.Off, p[b.Off-first:b.End()-first]); err != nil {
+			return fmt.Errorf("snapshot %s of %s: %w", d.plan.Snapshot.Point, d.plan.Disk.Name, err)
+		}
+	}
 	for piece := range d.fold.within(r) {
+		part := p[int64(piece.start)*extent.BlockSize-first : int64(piece.end)*extent.BlockSize-first]
 		if piece.seg == zeros {
+			clear(part)
 			continue
 		}
 		payload, err := d.frames.get(frameID{piece.seg, piece.frame})
 		if err != nil {
 			return &SegmentError{Blob: d.plan.Segments[piece.seg].Blob, Err: err}
 		}
-		length := int64(piece.end-piece.start) * extent.BlockSize
-		copy(p[int64(piece.start)*extent.BlockSize-first:], payload[piece.off:piece.off+length])
+		copy(part, payload[piece.off:])
 	}
+	return nil
+}
+
+// mergeBytes is the largest distance between two ranges that one request reads:
+// a request costs more than the bytes between, which are zeros, or overwritten by
+// pieces.
+const mergeBytes = 256 << 10
+
+// baseReads are the requests that the gaps of r take.
+func (d *Disk) baseReads(r diskRange, allocated []target.ByteRange) []target.ByteRange {
+	var reads []target.ByteRange
 	for gap := range d.fold.gaps(r) {
 		for _, b := range d.baseRanges(gap, allocated) {
-			name := catalog.ReplicaName(d.plan.VM, d.plan.Disk.ID)
-			if err := d.t.ReadPages(ctx, name, d.plan.Snapshot.ID, b.Off, p[b.Off-first:b.End()-first]); err != nil {
-				return fmt.Errorf("snapshot %s of %s: %w", d.plan.Snapshot.Point, d.plan.Disk.Name, err)
+			if last := len(reads) - 1; last >= 0 && b.Off-reads[last].End() <= mergeBytes {
+				reads[last].Len = b.End() - reads[last].Off
+			} else {
+				reads = append(reads, b)
 			}
 		}
 	}
-	return nil
+	return reads
 }
 
 // baseRanges are the bytes of a gap to read from the snapshot; what lies beyond

@@ -330,6 +330,29 @@ func TestHolesAreNotRead(t *testing.T) {
 	}
 }
 
+// A fragmented disk costs requests by its size, not by its fragments.
+func TestNeighboursAreReadAtOnce(t *testing.T) {
+	f := fake.New(fake.Options{})
+	w := catalogtest.New(t, f, "vm")
+	d := w.AddDisk("frag.img", 8*mib)
+	for off := 0; off < len(d.Data); off += 2 * extent.BlockSize {
+		d.Write(off, []byte{1})
+	}
+	w.CompleteDisk(d)
+	for off := 0; off < len(d.Data); off += 6 * extent.BlockSize {
+		d.Write(off, []byte{byte(off / extent.BlockSize % 2 * 3), 0})
+	}
+	id := w.Close()
+	before := f.Counts()["ReadPages"]
+	disk := open(t, w, id, d.ID)
+	if err := disk.Verify(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.Counts()["ReadPages"] - before; n > 40 {
+		t.Errorf("%d reads", n)
+	}
+}
+
 // Every failing operation is reported, and the next try succeeds.
 func TestVerifyReportsEveryFailure(t *testing.T) {
 	w, f, _, _ := chain(t)
