@@ -103,8 +103,12 @@ func findSleep(s source) []finding {
 	return out
 }
 
+// findErrorText lets tests look at messages: what an operator reads is a promise.
 func findErrorText(s source) []finding {
 	var out []finding
+	if s.test() {
+		return nil
+	}
 	for _, fn := range []string{"Contains", "HasPrefix", "HasSuffix", "EqualFold"} {
 		for _, c := range calls(s, "strings", fn) {
 			arg, ok := c.Args[0].(*ast.CallExpr)
@@ -149,13 +153,15 @@ func findExit(s source) []finding {
 	return out
 }
 
-// findBareMutex wants a mutex to be a struct that contains what it guards.
+// findBareMutex wants a mutex to be a struct that contains what it guards. One that
+// orders work instead of guarding data stands alone, with a comment on what it is
+// held over.
 func findBareMutex(s source) []finding {
 	var out []finding
 	ast.Inspect(s.file, func(n ast.Node) bool {
 		f, ok := n.(*ast.Field)
-		if ok && len(f.Names) > 0 && (isSelector(f.Type, "sync", "Mutex") || isSelector(f.Type, "sync", "RWMutex")) {
-			out = append(out, finding{s.line(f), "a bare mutex: mu struct{ sync.Mutex; what it guards }"})
+		if ok && len(f.Names) > 0 && f.Doc == nil && f.Comment == nil && (isSelector(f.Type, "sync", "Mutex") || isSelector(f.Type, "sync", "RWMutex")) {
+			out = append(out, finding{s.line(f), "a bare mutex: mu struct{ sync.Mutex; what it guards }, or a comment on what it orders and what it is held over"})
 		}
 		return true
 	})

@@ -35,15 +35,6 @@ func rel(importPath string) string {
 	return strings.TrimPrefix(importPath, module+"/")
 }
 
-// allImports are the direct imports of the package and of its tests.
-func (p pkg) allImports() []string {
-	var all []string
-	for _, list := range [][]string{p.Imports, p.TestImports, p.XTestImports} {
-		all = append(all, list...)
-	}
-	return all
-}
-
 var listPackages = sync.OnceValues(func() ([]pkg, error) {
 	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,Name,Doc,Imports,TestImports,XTestImports", "./...")
 	cmd.Dir = root
