@@ -36,6 +36,7 @@ func TestReadPagesExact(t *testing.T) {
 		{"over the end of the blob", body("bytes 1024-1535/1536", 512, 512), "bad-range"},
 		{"shorter than asked", body("bytes 1024-1535/4096", 512, 512), "not-the-service"},
 		{"another range", body("bytes 0-1023/4096", 1024, 1024), "not-the-service"},
+		{"a range that begins before", body("bytes 1000-2047/4096", 1024, 1024), "not-the-service"},
 		{"longer than asked", body("bytes 1024-4095/4096", 3072, 3072), "not-the-service"},
 		{"no range at all", body("", 1024, 1024), "not-the-service"},
 	} {
@@ -64,6 +65,13 @@ func TestGetExact(t *testing.T) {
 	})
 	if object, err := s.target(t, Options{}).Get(t.Context(), "n"); err == nil {
 		t.Fatalf("half an object was taken: %q", object.Data)
+	}
+	s = serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(w).Flush() // so that no length is announced
+		_, _ = io.WriteString(w, "whole")
+	})
+	if object, err := s.target(t, Options{}).Get(t.Context(), "n"); err == nil {
+		t.Fatalf("an object of unknown length was taken: %q", object.Data)
 	}
 	s = serve(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", fmt.Sprint(1<<40)) })
 	if _, err := s.target(t, Options{}).Get(t.Context(), "n"); !errors.Is(err, target.ErrTooLarge) {
@@ -196,6 +204,21 @@ func TestSnapshotsOfOneName(t *testing.T) {
 	answer = snap("pre/n", "yesterday")
 	if got, err := tgt.Snapshots(t.Context(), "n"); err == nil || got != nil {
 		t.Fatalf("a snapshot of no time: %v, %v", got, err)
+	}
+}
+
+// Keys of metadata come back in lower case, though HTTP makes headers canonical.
+func TestPropertiesOfHeaders(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("x-ms-meta-epoch", "7")
+		w.Header().Set("x-ms-blob-sequence-number", "3")
+		w.Header().Set("x-ms-lease-status", "locked")
+		w.Header().Set("Content-Length", "512")
+	})
+	got, err := s.target(t, Options{}).Properties(t.Context(), "n", "")
+	ok(t, err)
+	if got.Metadata["epoch"] != "7" || got.Sequence != 3 || !got.Leased || got.Size != 512 || got.ETag != `"0x1"` {
+		t.Fatalf("%+v", got)
 	}
 }
 
