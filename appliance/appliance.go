@@ -40,11 +40,12 @@ type Appliance struct {
 	host      string
 	machineID string
 
-	journal *journal.Journal
-	fresh   bool // the state directory was empty
-	buffers *shipper.Buffers
-	pacer   *retry.Pacer
-	stores  []*store
+	journal   *journal.Journal
+	fresh     bool // the state directory was empty
+	buffers   *shipper.Buffers
+	pacer     *retry.Pacer
+	bandwidth bandwidth
+	stores    []*store
 
 	opened struct {
 		sync.Mutex // held over opening the target
@@ -77,6 +78,7 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 // open takes the stores and the state directory.
 func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
 	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
+	a.bandwidth.rule = func() int64 { return a.config().BandwidthAt(a.now()) }
 	a.conf.Store(conf)
 	a.mu.machines = map[string]*machine{}
 	if a.hook == nil {
@@ -195,6 +197,7 @@ func (a *Appliance) serve(ctx context.Context) error {
 	go notify.Watchdog(run, a.alive, nil)
 	err = notify.Ready()
 	a.log.Info("serving", "version", Version, "stores", len(a.stores), "vms", len(a.machines()))
+	g.Go(func() error { return a.reloads(run) })
 	select {
 	case <-ctx.Done():
 	case <-run.Done():

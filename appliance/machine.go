@@ -24,7 +24,6 @@ type machine struct {
 	name     string
 	app      *Appliance
 	store    *store
-	conf     config.Replication
 	log      *journal.VM
 	spool    *spool.Spool
 	pipeline *shipper.VM
@@ -55,7 +54,7 @@ func (a *Appliance) machine(s *store, name string) (*machine, error) {
 }
 
 func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
-	m := &machine{name: name, app: a, store: s, conf: a.config().EffectiveReplication(name)}
+	m := &machine{name: name, app: a, store: s}
 	var err error
 	if m.log, err = a.journal.VM(name); err != nil {
 		return nil, err
@@ -65,7 +64,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer,
+		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -76,13 +75,23 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 }
 
 func (m *machine) options() shipper.Options {
-	c := m.app.config()
 	return shipper.Options{
-		Name: m.name, ID: m.log.ID(),
-		Owner:    catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
-		Interval: m.conf.Interval, ApplyInterval: m.conf.ApplyInterval, Level: segment.Level(m.conf.Compression),
-		Policy:    retention.Policy{Dense: m.conf.Points.Dense, Hourly: m.conf.Points.Hourly, Daily: m.conf.Points.Daily},
-		Threshold: c.Resync.Threshold, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
+		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
+		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
+	}
+}
+
+// replication is what the config says of the VM now.
+func (m *machine) replication() config.Replication {
+	return m.app.config().EffectiveReplication(m.name)
+}
+
+func (m *machine) live() shipper.Live {
+	r := m.replication()
+	return shipper.Live{
+		Interval: r.Interval, ApplyInterval: r.ApplyInterval, Level: segment.Level(r.Compression),
+		Policy:    retention.Policy{Dense: r.Points.Dense, Hourly: r.Points.Hourly, Daily: r.Points.Daily},
+		Threshold: m.app.config().Resync.Threshold,
 	}
 }
 
@@ -90,7 +99,7 @@ func (m *machine) options() shipper.Options {
 // config says, or half the VM's virtual size; all VMs together at most half of
 // the space that is free or theirs already.
 func (m *machine) quota() int64 {
-	limit := m.conf.SpoolLimit
+	limit := m.replication().SpoolLimit
 	if limit == 0 {
 		limit = max(minSpool, m.virtualSize()/2)
 	}

@@ -53,7 +53,7 @@ func (m *machine) status() control.VM {
 	now := m.app.now()
 	state := stateOf(p, r)
 	vm := control.VM{
-		Name: m.name, State: state, StateSince: m.seen.of("state "+state, now), IntervalSeconds: m.conf.Interval.Seconds(), Generation: p.Generation,
+		Name: m.name, State: state, StateSince: m.seen.of("state "+state, now), IntervalSeconds: m.replication().Interval.Seconds(), Generation: p.Generation,
 		PendingBytes: p.Pending, SpooledBytes: p.Spooled, ApplyBacklogBytes: p.Backlog, AppliedEpoch: p.Applied.Epoch, Resync: r,
 	}
 	if !p.LastPoint.IsZero() {
@@ -129,7 +129,7 @@ type facts struct {
 }
 
 func (m *machine) facts(p shipper.Status, now time.Time) facts {
-	return facts{pipeline: p, now: now, interval: m.conf.Interval, journal: m.app.journal.Failing(), unprotected: m.store.unprotected(m.name), vm: m.name}
+	return facts{pipeline: p, now: now, interval: m.replication().Interval, journal: m.app.journal.Failing(), unprotected: m.store.unprotected(m.name), vm: m.name}
 }
 
 // reasonsOf says why a VM is not healthy; a pure function.

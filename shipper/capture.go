@@ -36,6 +36,7 @@ func (v *VM) captureStep(ctx context.Context) error {
 		return err
 	}
 	disks := v.disksIn(StageComplete)
+	v.markOverflow(disks)
 	if len(disks) == 0 || v.pausedByQuota() {
 		return nil
 	}
@@ -304,7 +305,7 @@ func (dc *diskCapture) begin() (err error) {
 	if dc.file, err = dc.draft.Segment(dc.disk.src.ID()); err != nil {
 		return err
 	}
-	dc.out, err = segment.NewWriter(dc.file, dc.header(dc.disk, dc.info), dc.vm.opts.Level)
+	dc.out, err = segment.NewWriter(dc.file, dc.header(dc.disk, dc.info), dc.vm.live().Level)
 	return err
 }
 

@@ -17,7 +17,7 @@ func (v *VM) pruneStep(ctx context.Context) error {
 	if err := v.checkGeneration(ctx); err != nil {
 		return err
 	}
-	result, err := v.pruner.Prune(ctx, v.opts.Policy, v.state.get().Generation)
+	result, err := v.pruner.Prune(ctx, v.live().Policy, v.state.get().Generation)
 	if len(result.Records) > 0 {
 		v.opts.Log.Info("recovery points pruned", "points", len(result.Records), "segments", len(result.Segments), "snapshots", len(result.Snapshots))
 		v.forgetRecords(result.Records)

@@ -65,6 +65,9 @@ func (v *VM) newPutter(ctx context.Context, name string, guard target.Guard) *pu
 func (p *putter) data(off int64, buf *[]byte, n int, sum checksum.Sum, acked func() error) {
 	p.group.Go(func() error {
 		defer p.vm.deps.Buffers.put(buf)
+		if err := p.vm.limit(p.ctx, n); err != nil {
+			return err
+		}
 		err := retry.Do(p.ctx, p.policy(n), func(ctx context.Context) error {
 			return p.vm.target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
 		})
@@ -96,6 +99,14 @@ func (p *putter) wait() error { return p.group.Wait() }
 // one content, so there everything may be repeated.
 func (p *putter) policy(cost int) retry.Policy {
 	return p.vm.policy(p.guard.Sequence < 0, cost)
+}
+
+// limit keeps the bandwidth rules.
+func (v *VM) limit(ctx context.Context, n int) error {
+	if v.deps.Limit == nil {
+		return nil
+	}
+	return v.deps.Limit(ctx, n)
 }
 
 // policy is how this VM repeats one request; cost is the bytes it moves.

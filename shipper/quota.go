@@ -40,6 +40,33 @@ func (v *VM) pausedByQuota() bool {
 	return v.mu.overQuota
 }
 
+// markOverflow marks the VM when the unshipped changes of a disk reach their
+// threshold. No knowledge is lost: the ordinary captures are the comparison, and
+// the next closed epoch ends the mark.
+func (v *VM) markOverflow(disks []*disk) {
+	threshold := v.live().Threshold
+	for _, d := range disks {
+		info, _ := d.info()
+		unshipped := d.src.PendingBlocks()*extent.BlockSize + v.unshippedOf(d.src.ID())
+		if info.VirtualSize > 0 && float64(unshipped) >= threshold*float64(info.VirtualSize) {
+			v.setCatchUp(fmt.Sprintf("%d MiB of disk %s changed and not shipped, the mark is at %.0f %%", unshipped>>20, d.src.Name(), 100*threshold))
+			return
+		}
+	}
+}
+
+// unshippedOf are the changed bytes of a disk in epochs that the target does not hold.
+func (v *VM) unshippedOf(id string) int64 {
+	st := v.state.get()
+	var n int64
+	for _, m := range v.deps.Spool.Manifests() {
+		if md := m.Disk(id); md != nil && md.Segment != nil && m.Epoch > max(st.Recorded.Epoch, st.UnrecordedThrough) {
+			n += md.Segment.ChangedBytes
+		}
+	}
+	return n
+}
+
 func (v *VM) setCatchUp(why string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

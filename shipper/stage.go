@@ -29,7 +29,7 @@ type Trouble struct {
 type stage struct {
 	vm    *VM
 	name  string
-	every time.Duration // 0: only when woken
+	every func() time.Duration // nil: only when woken
 	step  func(context.Context) error
 	kick  chan struct{}
 
@@ -39,7 +39,7 @@ type stage struct {
 	}
 }
 
-func (v *VM) newStage(name string, every time.Duration, step func(context.Context) error) *stage {
+func (v *VM) newStage(name string, every func() time.Duration, step func(context.Context) error) *stage {
 	return &stage{vm: v, name: name, every: every, step: step, kick: make(chan struct{}, 1)}
 }
 
@@ -90,8 +90,8 @@ func (s *stage) until(ctx context.Context) bool {
 // idle waits for the next turn.
 func (s *stage) idle(ctx context.Context) bool {
 	var tick <-chan time.Time
-	if s.every > 0 {
-		t := time.NewTimer(s.every)
+	if s.every != nil {
+		t := time.NewTimer(s.every())
 		defer t.Stop()
 		tick = t.C
 	}

@@ -22,23 +22,29 @@ import (
 const (
 	DefaultInterval      = 30 * time.Second
 	DefaultApplyInterval = 5 * time.Minute
+	DefaultThreshold     = 0.5
 	DefaultPutsInFlight  = 12 // a page blob is at its own limit with 8 to 16 (Azure's scalability targets)
 )
 
 // Options of a VM's pipeline.
 type Options struct {
-	Name, ID      string
-	Owner         catalog.Owner
+	Name, ID string
+	Owner    catalog.Owner
+	Live     func() Live  // asked at every turn: a reload changes it
+	Quota    func() int64 // bytes that spool and saved blocks may take now
+	TableDir string       // holds one checksum table a disk
+	Now      func() time.Time
+	Hook     func(point string) // failpoints, nil in production
+	Log      *slog.Logger
+}
+
+// Live is what may change while the pipeline runs. Zero values are the defaults.
+type Live struct {
 	Interval      time.Duration // between seals
 	ApplyInterval time.Duration // between folds into the replica
 	Level         segment.Level
 	Policy        retention.Policy
-	Threshold     float64      // part of a disk that may change before the VM is marked, 0 … 1
-	Quota         func() int64 // bytes that spool and saved blocks may take now
-	TableDir      string       // holds one checksum table a disk
-	Now           func() time.Time
-	Hook          func(point string) // failpoints, nil in production
-	Log           *slog.Logger
+	Threshold     float64 // part of a disk that may be changed and unshipped before the VM is marked, 0 … 1
 }
 
 // Deps are the parts a pipeline works on.
@@ -51,6 +57,8 @@ type Deps struct {
 	Docs    Documents
 	Buffers *Buffers     // shared by all VMs: the one budget for bytes in flight
 	Pacer   *retry.Pacer // shared by all VMs: one account
+	// Limit waits until n more bytes may be sent (bandwidth rules); nil: no limit.
+	Limit func(ctx context.Context, n int) error
 }
 
 // VM is the pipeline of one VM: capture, ship and apply, and the initial
@@ -116,25 +124,20 @@ func New(deps Deps, opts Options) (*VM, error) {
 	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{})}
 	v.mu.disks = map[string]*disk{}
 	v.mu.changed = make(chan struct{})
-	v.connect = v.newStage("connect", 0, v.connectStep)
-	v.capture = v.newStage("capture", opts.Interval, v.captureStep)
-	v.ship = v.newStage("ship", opts.Interval, v.shipStep)
-	v.apply = v.newStage("apply", opts.ApplyInterval, v.applyStep)
-	v.initial = v.newStage("initial", opts.Interval, v.initialStep)
-	v.prune = v.newStage("prune", pruneInterval, v.pruneStep)
+	v.connect = v.newStage("connect", nil, v.connectStep)
+	interval := func() time.Duration { return v.live().Interval }
+	v.capture = v.newStage("capture", interval, v.captureStep)
+	v.ship = v.newStage("ship", interval, v.shipStep)
+	v.apply = v.newStage("apply", func() time.Duration { return v.live().ApplyInterval }, v.applyStep)
+	v.initial = v.newStage("initial", interval, v.initialStep)
+	v.prune = v.newStage("prune", func() time.Duration { return pruneInterval }, v.pruneStep)
 	v.mu.newestEpoch = v.newestSpooled()
 	return v, nil
 }
 
 func withDefaults(o Options) Options {
-	if o.Interval == 0 {
-		o.Interval = DefaultInterval
-	}
-	if o.ApplyInterval == 0 {
-		o.ApplyInterval = DefaultApplyInterval
-	}
-	if o.Threshold == 0 {
-		o.Threshold = 0.5
+	if o.Live == nil {
+		o.Live = func() Live { return Live{} }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -147,6 +150,21 @@ func withDefaults(o Options) Options {
 	}
 	o.Log = o.Log.With("vm", o.Name)
 	return o
+}
+
+// live is what is in force now.
+func (v *VM) live() Live {
+	l := v.opts.Live()
+	if l.Interval == 0 {
+		l.Interval = DefaultInterval
+	}
+	if l.ApplyInterval == 0 {
+		l.ApplyInterval = DefaultApplyInterval
+	}
+	if l.Threshold == 0 {
+		l.Threshold = DefaultThreshold
+	}
+	return l
 }
 
 // newestSpooled is the highest epoch that ever had a manifest, as far as local

@@ -38,7 +38,9 @@ type demo struct {
 
 func say(text string) { fmt.Printf("\n\033[1m── %s\033[0m\n", text) }
 
-func (d *demo) path(parts ...string) string { return filepath.Join(append([]string{d.dir}, parts...)...) }
+func (d *demo) path(parts ...string) string {
+	return filepath.Join(append([]string{d.dir}, parts...)...)
+}
 
 // touch makes an empty file and returns its path; the error comes with the next use.
 func (d *demo) touch(parts ...string) string {
