@@ -16,6 +16,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog/catalogtest"
 	"github.com/vhdrelay/vhdrelay/shipper/restore"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
 )
 
@@ -257,6 +258,51 @@ func TestExportRefusesAnUnfinishedOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantVHD(t, path, w.Oracle[ids[2]][d.ID])
+}
+
+// What an abandoned export wrote is not seen through the holes of the next.
+func TestForcedExportStartsFromNothing(t *testing.T) {
+	w, _, d, _ := chain(t)
+	d.Write(0, make([]byte, len(d.Data)))
+	d.Write(7, []byte("x"))
+	w.Close()
+	path := filepath.Join(t.TempDir(), "os.raw")
+	crash := restore.ExportOptions{Format: restore.FormatRaw, Hook: func(string) error { return errCrash }}
+	if err := export(t, w, w.Points[0].ID().String(), d.ID, path, crash); !errors.Is(err, errCrash) {
+		t.Fatal(err)
+	}
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: restore.FormatRaw, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, d.Data)
+}
+
+// Every failing operation of the target is reported, leaves no output, and the
+// next try ends well.
+func TestExportFailsAtEveryOperation(t *testing.T) {
+	w, f, d, ids := chain(t)
+	for k := 1; ; k++ {
+		path := filepath.Join(t.TempDir(), "os.vhd")
+		f.FailAt(k, fake.Fault{Kind: fake.Refuse})
+		before := f.Injected()
+		err := export(t, w, "latest", d.ID, path, restore.ExportOptions{})
+		met := f.Injected() > before
+		f.FailAt(0, fake.Fault{})
+		if met != (err != nil) {
+			t.Fatalf("operation %d: met %v, %v", k, met, err)
+		}
+		if !met {
+			return
+		}
+		var at *target.Error
+		if os.Remove(path) == nil && (!errors.As(err, &at) || at.Op != "Delete") { // only the removal of the pin comes later
+			t.Errorf("operation %d: the output has its name in spite of %v", k, err)
+		}
+		if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); err != nil {
+			t.Fatalf("after operation %d: %v", k, err)
+		}
+		wantVHD(t, path, w.Oracle[ids[3]][d.ID])
+	}
 }
 
 func TestExportRefusesAForeignPartialAndABadCursor(t *testing.T) {

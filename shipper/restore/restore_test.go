@@ -276,6 +276,35 @@ func TestVerifySeesRottenReplica(t *testing.T) {
 	}
 }
 
+// A disk that grew since the snapshot: what follows the old end reads as zeros,
+// not as the replica's footer, and is not asked for.
+func TestI6_GrownDiskHidesTheOldFooter(t *testing.T) {
+	f := fake.New(fake.Options{})
+	w := catalogtest.New(t, f, "vm")
+	d := w.AddDisk("grows.img", mib)
+	d.Write(mib-4, []byte("last"))
+	w.CompleteDisk(d)
+	d.Resize(3*mib + 512)
+	d.Write(2*mib, []byte("new"))
+	grown := w.Close()
+	d.Resize(mib / 2)
+	shrunk := w.Close()
+	d.Resize(2 * mib)
+	again := w.Close()
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, id := range []catalog.PointID{grown, shrunk, again} {
+		disk := open(t, w, id, d.ID)
+		compareDisk(t, rng, disk, w.Oracle[id][d.ID])
+		if err := disk.Verify(t.Context(), nil); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	w.Apply()
+	if err := verify(t, w, again.String()); err != nil {
+		t.Error(err)
+	}
+}
+
 // What lies between the end of the disk and the end of its last block belongs to
 // nobody.
 func TestPaddingIsNoContent(t *testing.T) {
