@@ -149,9 +149,9 @@ func (a *Appliance) closeStores() error {
 // attachAll finds every image, before anybody can write to one. A store and a
 // state directory that were not served together last distrust each other.
 func (a *Appliance) attachAll() error {
-	previous, current, _ := a.journal.Session()
+	_, current, _ := a.journal.Session()
 	for _, s := range a.stores {
-		reverted, err := s.reverted(previous)
+		reverted, err := s.reverted(a.journal)
 		if err != nil {
 			return err
 		}

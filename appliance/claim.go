@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 )
 
@@ -60,13 +61,17 @@ func (s *store) identify() error {
 }
 
 // reverted tells whether store and state directory have not been served together
-// last: one of the two was put back to an older state.
-func (s *store) reverted(previous string) (bool, error) {
+// last: one of the two was put back to an older state. The store's mark is that of
+// the run before this one, or, if that died before it was sure of its mark, of the
+// run before that.
+func (s *store) reverted(j *journal.Journal) (bool, error) {
 	served, err := readMark(s.conf.Source, markSession)
 	if err != nil {
 		return false, fmt.Errorf("store %s: its session: %w", s.conf.Name, err)
 	}
-	return served != "" && served != previous, nil
+	previous, _, published := j.Session()
+	trusted := served == "" || served == previous || (!published && served == j.Ancestor())
+	return !trusted, nil
 }
 
 func (s *store) publish(session string) error {

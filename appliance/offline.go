@@ -83,11 +83,20 @@ func hold(ctx context.Context, c config.Target, vm, disk string, point cli.Point
 	if !point.Latest() {
 		spec = point.String()
 	}
-	s, err := restore.Hold(ctx, t, vm, spec, disks, restore.HoldOptions{})
+	s, err := restore.Hold(ctx, t, vm, spec, disks, restore.HoldOptions{Reader: reader()})
 	if err != nil {
 		return nil, lookedUp(ctx, t, err)
 	}
 	return s, nil
+}
+
+// reader names this process in its pin.
+func reader() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return fmt.Sprintf("%s, pid %d", host, os.Getpid())
 }
 
 // Export writes the disks of a point as files.

@@ -73,13 +73,14 @@ func (s *store) scan() error {
 		if err != nil {
 			return err
 		}
-		_, err = s.attach(filepath.ToSlash(rel), id)
-		return err
+		s.Attach(filepath.ToSlash(rel), id)
+		return nil
 	})
 }
 
-// Attach implements fs.Volumes. An image that cannot be tracked is refused to
-// writers rather than served unseen.
+// Attach implements fs.Volumes. The guest comes first (I9): an image that cannot
+// be tracked is marked on itself, durably, and served; only one that takes no mark
+// is refused to writers.
 func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
 	if image.IsUnsupportedName(path) {
 		s.noteUnsupported(path, "format is not protected")
@@ -89,14 +90,39 @@ func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
 	}
 	a, err := s.attach(path, id)
 	if err != nil {
-		s.log.Error("image cannot be tracked; writes to it are refused", "path", path, "code", "image-untracked", "cause", err,
-			"action", "restart vhdrelay; if it stays, look at the state directory")
-		return refusing{err}
+		return s.untracked(path, err)
 	}
 	if a == nil {
 		return nil
 	}
 	return a.disk
+}
+
+// untracked serves an image without its tracker.
+func (s *store) untracked(path string, cause error) fs.Tracker {
+	err := s.markSuspect(path)
+	action := "mend the cause, then restart vhdrelay: the image is compared whole"
+	if err != nil {
+		s.log.Error("image can be neither tracked nor marked; writes to it are refused", "path", path, "code", "image-refused", "cause", errors.Join(cause, err), "action", action)
+		return refusing{cause}
+	}
+	s.log.Error("image is served untracked", "path", path, "code", "image-untracked", "cause", cause, "action", action)
+	s.noteUnsupported(path, cause.Error())
+	return nil
+}
+
+// markSuspect leaves the mark that makes the next start compare the whole image.
+func (s *store) markSuspect(path string) error {
+	f, err := os.OpenFile(filepath.Join(s.conf.Source, path), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	file, err := journal.OSFile(f)
+	if err != nil {
+		return err
+	}
+	return file.SetSuspectMark()
 }
 
 // refusing fails every change: what cannot be tracked must not happen (I9).

@@ -46,10 +46,10 @@ func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoc
 	}
 }
 
-// blocked is the error of a stage that only an operator can help.
+// blocked is the error of a stage on the way to a point that only an operator can help.
 func (v *VM) blocked() error {
-	for _, t := range v.Troubles() {
-		if t.NextTry.IsZero() && !t.Pending {
+	for _, s := range []*stage{v.connect, v.initial, v.capture, v.ship} {
+		if t := s.trouble(); t != nil && t.NextTry.IsZero() && !t.Pending {
 			return fmt.Errorf("%s: %w", t.Stage, t.Err)
 		}
 	}

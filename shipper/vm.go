@@ -192,7 +192,7 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 	d := &disk{src: src, probe: probe, state: state}
 	d.setInfo(probe())
 	if state.get().TableReady {
-		if err := v.openTable(d); err != nil {
+		if err := v.reopenTable(d); err != nil {
 			return err
 		}
 	}
@@ -204,6 +204,23 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 	v.mu.Unlock()
 	v.initial.wake()
 	return nil
+}
+
+// reopenTable opens the table of a disk that comes back. A table that is lost or
+// damaged must not keep a guest from its disk: a new one knows nothing, and
+// captures carry what the target may hold already.
+func (v *VM) reopenTable(d *disk) error {
+	err := v.openTable(d)
+	if err == nil {
+		return nil
+	}
+	v.opts.Log.Error("checksum table is lost; the disk is captured anew", "disk", d.src.Name(), "code", "table-lost", "cause", err, "action", "look at the state directory's disk")
+	t, err := v.newTable(d, d.state.get().VirtualSize)
+	if err != nil {
+		return err
+	}
+	v.setCatchUp("the checksum table of disk " + d.src.Name() + " was lost")
+	return d.publishTable(t)
 }
 
 // RemoveDisk takes a disk out; its replica stays until its last point is pruned.
