@@ -164,14 +164,16 @@ func (d *Disk) victims(want int) []region {
 	return out
 }
 
-// inSealed says whether a sealed epoch's change set has a block of r.
+// inSealed says whether a sealed epoch's capture list has a block of r: changed,
+// or extra. An extra block that is written after the seal and evicted would become
+// known with the epoch's bytes, with no record that it differs.
 func (d *Disk) inSealed(r region) bool {
 	s := d.vm.sealed.Load()
 	if s == nil {
 		return false
 	}
 	sd := s.disk(d)
-	return sd != nil && sd.changes.Any(r.blocks())
+	return sd != nil && sd.touches(r.blocks())
 }
 
 // departVictims moves victims that are still unused to leaving and returns them
