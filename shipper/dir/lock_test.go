@@ -4,7 +4,9 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
@@ -64,8 +66,11 @@ func TestPutsShare(t *testing.T) {
 	unlock, err := d.lock(t.Context(), lockPath("vm/b"), false, false)
 	ok(t, err)
 	defer unlock()
-	ok(t, put(d, "vm/b", 0, 1, target.Unguarded))
-	_, err = d.Properties(t.Context(), "vm/b", "")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // so that a wait fails and does not hang
+	defer cancel()
+	data := make([]byte, 512)
+	ok(t, d.PutPages(ctx, "vm/b", 0, data, checksum.Of(data), target.Unguarded))
+	_, err = d.Properties(ctx, "vm/b", "")
 	ok(t, err)
 }
 
