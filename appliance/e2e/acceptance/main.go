@@ -1,0 +1,56 @@
+// Acceptance runs the long tests of the appliance (package stage), one after the other, unattended. A stage that has
+// passed leaves a file and is not run again, so that an interrupted run goes on where it stopped. It exits with 1 if a
+// stage failed.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/stage"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "acceptance:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	dir := flag.String("dir", filepath.Join(os.TempDir(), "vhdrelay-acceptance"), "work and results; on a real disk, a few GB")
+	only := flag.String("run", "", "regular expression: only stages whose name matches")
+	short := flag.Bool("short", false, "about a tenth of the time")
+	again := flag.Bool("again", false, "run what has passed too")
+	target := flag.String("target", "azurite", "azurite or dir")
+	binary := flag.String("binary", "", "appliance to test; without it, it is built")
+	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of every random choice")
+	flag.Parse()
+	match, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(*dir, 0o700); err != nil {
+		return err
+	}
+	e := &stage.Env{Dir: *dir, Binary: *binary, Short: *short, Seed: *seed, Out: os.Stdout, Azure: *target == "azurite"}
+	if e.Binary == "" {
+		if e.Binary, err = rig.Build(ctx, *dir); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("seed %d, work in %s\n", *seed, *dir)
+	return runStages(ctx, e, match, *again)
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// matrixSize is the file of each variant: all of them fit the page cache, so that no row measures the disk below,
+// but the one that asks for it with fsync.
+const matrixSize = 512 << 20
+
+func matrixJobs() []job {
+	return []job{
+		{name: "1 MiB sequential write", rw: "write", block: 1 << 20, depth: 1},
+		{name: "1 MiB sequential read", rw: "read", block: 1 << 20, depth: 1},
+		{name: "4 KiB random write, QD1", rw: "randwrite", block: 4096, depth: 1},
+		{name: "4 KiB random write, QD32", rw: "randwrite", block: 4096, depth: 32},
+		{name: "4 KiB random write, fsync every 32", rw: "randwrite", block: 4096, depth: 1, fsync: 32},
+		{name: "4 KiB random read, QD1", rw: "randread", block: 4096, depth: 1},
+		{name: "4 KiB random read, QD32", rw: "randread", block: 4096, depth: 32},
+	}
+}
+
+// figures are a job's, by variant, one a round.
+type figures map[string][]float64
+
+// matrix runs every job on every variant, round by round.
+func (b *bench) matrix() (rows []row, err error) {
+	size := b.size(matrixSize)
+	variants, err := b.variants(size)
+	defer func() {
+		for _, v := range variants {
+			err = errors.Join(err, v.close())
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range variants {
+		if err := b.warm(v, size); err != nil {
+			return nil, err
+		}
+	}
+	jobs := matrixJobs()
+	all := make([]figures, len(jobs))
+	for i, j := range jobs {
+		if all[i], err = b.interleave(j, variants, size); err != nil {
+			return nil, err
+		}
+	}
+	b.printMatrix(jobs, all)
+	for i, j := range jobs {
+		rows = append(rows, matrixRows(j, all[i])...)
+	}
+	return rows, nil
+}
+
+func (b *bench) variants(size int64) (made []*variant, err error) {
+	for _, start := range []func() (*variant, error){
+		func() (*variant, error) { return b.rawVariant(size) },
+		func() (*variant, error) { return b.shimVariant(shimOff, size) },
+		func() (*variant, error) { return b.shimVariant(shimOn, size) },
+		func() (*variant, error) { return b.qemuVariant(size) },
+	} {
+		v, err := start()
+		if err != nil {
+			return made, err
+		}
+		made = append(made, v)
+	}
+	return made, nil
+}
+
+// warm writes every block once: afterwards the file has no holes, its pages are cached, its regions active, its blocks
+// in the change set.
+func (b *bench) warm(v *variant, size int64) error {
+	_, err := b.command("dd", "if=/dev/urandom", "of="+v.file, "bs=1M", fmt.Sprintf("count=%d", size>>20), "conv=notrunc,fsync", "status=none")
+	return err
+}
+
+// interleave runs one job on all variants in turn, round by round, the order rotating.
+func (b *bench) interleave(j job, variants []*variant, size int64) (figures, error) {
+	f := figures{}
+	for round := range b.rounds {
+		for i := range variants {
+			v := variants[(i+round)%len(variants)]
+			if err := settle(v.backing); err != nil {
+				return nil, err
+			}
+			l, err := j.run(b.ctx, v.file, size, b.turn, v.raw)
+			if err != nil {
+				return nil, err
+			}
+			f[v.name] = append(f[v.name], l.figure(j))
+		}
+		b.progress("%s, round %d of %d: on/off %.2f, on/qemu %.2f, on/raw %.2f", j.name, round+1, b.rounds,
+			f[shimOn][round]/f[shimOff][round], f[shimOn][round]/f[qemuFUSE][round], f[shimOn][round]/f[rawFile][round])
+	}
+	return f, nil
+}
+
+// matrixRows holds a job against its budgets: tracking must cost nothing, the mount must beat the alternative, and
+// large transfers must come near the file itself.
+func matrixRows(j job, f figures) []row {
+	onOff := over(f[shimOn], f[shimOff])
+	onQemu := over(f[shimOn], f[qemuFUSE])
+	detail := fmt.Sprintf("on %s, off %s", rate(median(f[shimOn]), j.bandwidth()), rate(median(f[shimOff]), j.bandwidth()))
+	rows := []row{
+		ratioRow(j.name, "tracking off", onOff, atLeast(0.97), detail),
+		ratioRow(j.name, "qemu-storage-daemon", onQemu, atLeast(1), "qemu "+rate(median(f[qemuFUSE]), j.bandwidth())),
+	}
+	if j.bandwidth() {
+		rows = append(rows, ratioRow(j.name, "raw file", over(f[shimOn], f[rawFile]), atLeast(0.8), "raw "+rate(median(f[rawFile]), true)))
+	}
+	return rows
+}
+
+// printMatrix prints the figures behind the ratios.
+func (b *bench) printMatrix(jobs []job, all []figures) {
+	fmt.Fprintf(b.out, "\nThe fio matrix, medians of %d rounds of %v; ratios are medians of the rounds' ratios (smallest..largest):\n\n", b.rounds, b.turn.Round(time.Millisecond))
+	names := []string{rawFile, shimOff, shimOn, qemuFUSE}
+	printColumns(b.out, []string{"load", "raw file", "tracking off", "tracking on", "qemu-storage-daemon", "on / off", "on / qemu", "on / raw"}, func(yield func([]string)) {
+		for i, j := range jobs {
+			cells := []string{j.name}
+			for _, n := range names {
+				cells = append(cells, rate(median(all[i][n]), j.bandwidth()))
+			}
+			for _, against := range []string{shimOff, qemuFUSE, rawFile} {
+				cells = append(cells, over(all[i][shimOn], all[i][against]).String())
+			}
+			yield(cells)
+		}
+	})
+}

@@ -1,0 +1,138 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
+)
+
+// Env is what all stages share.
+type Env struct {
+	Dir    string // for everything; a stage uses Dir/NAME
+	Binary string // of the appliance
+	Short  bool   // about a tenth of the time
+	Seed   uint64
+	Out    io.Writer // progress, a line each
+	Azure  bool      // Azurite as the target, else a directory
+}
+
+// Stage is one long test.
+type Stage struct {
+	Name  string
+	About string
+	Run   func(ctx context.Context, e *Env, r *Report) error
+}
+
+// All are the stages in the order they run.
+var All = []Stage{
+	{"load", "stamped blocks under load: every point is one admissible cut", Load},
+	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
+}
+
+// Report collects what a stage measured and what it found wrong.
+type Report struct {
+	// mu is held for memory only.
+	mu struct {
+		sync.Mutex
+		figures  []Figure
+		failures []string
+	}
+	out io.Writer
+}
+
+// Figure is something measured.
+type Figure struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// NewReport returns a report whose failures are also printed, at once.
+func NewReport(out io.Writer) *Report { return &Report{out: out} }
+
+// Figure notes a measurement.
+func (r *Report) Figure(name, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.figures = append(r.mu.figures, Figure{name, fmt.Sprintf(format, args...)})
+}
+
+// Fail notes a failure; the stage goes on.
+func (r *Report) Fail(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	r.mu.Lock()
+	r.mu.failures = append(r.mu.failures, text)
+	r.mu.Unlock()
+	fmt.Fprintf(r.out, "%s FAIL %s\n", time.Now().UTC().Format(time.TimeOnly), text)
+}
+
+// Check notes err as a failure, if there is one, and says whether there is none.
+func (r *Report) Check(err error, format string, args ...any) bool {
+	if err != nil {
+		r.Fail("%s: %v", fmt.Sprintf(format, args...), err)
+	}
+	return err == nil
+}
+
+// Figures returns what was measured.
+func (r *Report) Figures() []Figure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Figure{}, r.mu.figures...)
+}
+
+// Failures returns what was found wrong.
+func (r *Report) Failures() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string{}, r.mu.failures...)
+}
+
+func (e *Env) say(format string, args ...any) {
+	fmt.Fprintf(e.Out, "%s %s\n", time.Now().UTC().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// scale is the time in full, or a tenth of it.
+func (e *Env) scale(full time.Duration) time.Duration {
+	if e.Short {
+		return full / 10
+	}
+	return full
+}
+
+func (e *Env) count(full, short int) int {
+	if e.Short {
+		return short
+	}
+	return full
+}
+
+func (e *Env) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(e.Seed, stream)) }
+
+// fresh is the stage's directory, empty.
+func (e *Env) fresh(name string) (string, error) {
+	dir := filepath.Join(e.Dir, name)
+	stale := &rig.Rig{Options: rig.Options{Mount: filepath.Join(dir, "mount")}}
+	stale.Detach()
+	if err := rig.Thaw(stale.Mount); err != nil {
+		return "", err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// target starts what the stage replicates to.
+func (e *Env) target(ctx context.Context, dir string) (*rig.Target, error) {
+	if !e.Azure {
+		return rig.DirTarget(filepath.Join(dir, "replicas"))
+	}
+	return rig.AzureTarget(ctx, filepath.Join(dir, "azurite"))
+}
