@@ -157,7 +157,7 @@ func TestProbeOddities(t *testing.T) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	short, err := probeBytes("d.vhd", append(make([]byte, 1<<20), footer[:511]...))
-	if !errors.Is(err, ErrNotYet) || !strings.Contains(err.Error(), "2004") || short.Format != VHDFixed {
+	if e := (*Error)(nil); !errors.As(err, &e) || !errors.Is(err, ErrNotYet) || !strings.Contains(e.Hint, "2004") || short.Format != VHDFixed {
 		t.Errorf("511 bytes: %v", err)
 	}
 	if _, err := probeBytes("d.vhd", make([]byte, 100)); !errors.Is(err, ErrNotYet) {
@@ -290,7 +290,7 @@ func TestQEMUImages(t *testing.T) {
 				t.Fatalf("%+v, %v", info, err)
 			}
 			if !c.supported {
-				if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), string(c.want)) {
+				if e := (*Error)(nil); !errors.As(err, &e) || !errors.Is(err, ErrUnsupported) || !strings.Contains(e.Found, string(c.want)) {
 					t.Errorf("%v", err)
 				}
 				return
