@@ -3,7 +3,6 @@ package durable
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,7 +135,7 @@ type flakyFile struct {
 
 func (f *flakyFile) Write(p []byte) (int, error) {
 	if err := f.f.op("write", f.path); err != nil {
-		n, _ := io.WriteString(f.File, string(p[:len(p)/2])) // half of it is there
+		n, _ := f.File.Write(p[:len(p)/2]) // half of it is there
 		return n, err
 	}
 	return f.File.Write(p)

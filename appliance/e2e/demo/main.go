@@ -7,9 +7,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -64,7 +65,11 @@ func run(ctx context.Context) (err error) {
 // makeDisks fills the store: a fixed VHD and a raw disk, each an ext4 full of real files.
 func (d *demo) makeDisks() error {
 	say("A store with one VM of two disks: os.vhd (fixed VHD) and data.raw, each an ext4 with thousands of files.")
-	files := filepath.Join(runtime.GOROOT(), "src")
+	root, err := exec.CommandContext(d.ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("the demo's files are Go's own sources: %w", err)
+	}
+	files := filepath.Join(strings.TrimSpace(string(root)), "src")
 	if err := os.MkdirAll(d.path("store", vm), 0o700); err != nil {
 		return err
 	}
