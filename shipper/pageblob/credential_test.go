@@ -153,18 +153,18 @@ func TestRotation(t *testing.T) {
 		expect("at first", keyA, 0)
 		replace(t, file, keyB)
 		expect("within the second", keyA, 0)
-		time.Sleep(recheckInterval)
+		pass(recheckInterval)
 		expect("after it", keyB, 1)
 		ok(t, os.WriteFile(file, nil, 0o600))
-		time.Sleep(recheckInterval)
+		pass(recheckInterval)
 		expect("emptied", keyB, 1)
 		ok(t, os.Remove(file))
-		time.Sleep(recheckInterval)
+		pass(recheckInterval)
 		expect("gone", keyB, 1)
-		time.Sleep(recheckInterval)
+		pass(recheckInterval)
 		expect("still gone", keyB, 1)
 		write(t, file, keyB)
-		time.Sleep(recheckInterval)
+		pass(recheckInterval)
 		expect("back with the same key", keyB, 1)
 		replace(t, file, keyA)
 		if !s.changedSince(1) || s.changedSince(2) {
@@ -183,13 +183,13 @@ func TestRotationWarnsOnce(t *testing.T) {
 		ok(t, err)
 		for range 5 {
 			ok(t, os.WriteFile(file, []byte("half a k"), 0o600))
-			time.Sleep(recheckInterval)
+			pass(recheckInterval)
 			s.current()
 		}
 		broken := lines()
 		ok(t, os.Remove(file))
 		for range 5 {
-			time.Sleep(recheckInterval)
+			pass(recheckInterval)
 			s.current()
 		}
 		if got := lines() - broken; got != 1 {

@@ -34,7 +34,7 @@ func parseURL(raw string) (endpoint, error) {
 		return endpoint{}, fmt.Errorf("%w: no user or password belongs into it: use target.credentials", ErrURL)
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return endpoint{}, fmt.Errorf("%w: no query belongs into it: put a SAS token into the file of target.credentials", ErrURL)
-	case u.Hostname() == "":
+	case u.Hostname() == "" || strings.ContainsFunc(u.Host, notInHost):
 		return endpoint{}, fmt.Errorf("%w: %q names no host", ErrURL, raw)
 	}
 	e := endpoint{host: u.Host, loopback: isLoopback(u.Hostname())}
@@ -42,6 +42,11 @@ func parseURL(raw string) (endpoint, error) {
 		return endpoint{}, err
 	}
 	return e.fill(u)
+}
+
+// notInHost refuses what would be spelled differently in the URL and on the wire.
+func notInHost(r rune) bool {
+	return !strings.ContainsRune(".-_:[]", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
 // checkScheme demands https, except to this machine.

@@ -41,6 +41,8 @@ func TestParseURLRefuses(t *testing.T) {
 		{"http://127.0.0.1:10000/acct", "container"},
 		{"http://127.0.0.1:10000/", "container"},
 		{"/just/a/path", "host"},
+		{"https://0.\x94/box", "host"},
+		{"https://a b.net/box", "not a URL"},
 		{"https://acct.blob.core.windows.net/box?sv=1&sig=topsecret", "SAS"},
 		{"https://acct.blob.core.windows.net/box#topsecret", "query"},
 		{"https://user:topsecret@acct.blob.core.windows.net/box", "credentials"},

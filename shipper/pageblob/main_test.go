@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -101,3 +102,6 @@ func fresh(t testing.TB, s *azurite.Server) *Target {
 	ok(t, target.EnsureContainer(t.Context()))
 	return target
 }
+
+// pass lets the time of a synctest bubble pass.
+func pass(d time.Duration) { <-time.After(d) }

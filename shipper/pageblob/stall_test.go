@@ -77,7 +77,7 @@ func TestStallSparesASlowLine(t *testing.T) {
 				return
 			}
 			for {
-				time.Sleep(time.Second)
+				pass(time.Second)
 				if _, err := io.CopyN(io.Discard, req.Body, 64<<10); err != nil {
 					break
 				}
@@ -104,7 +104,7 @@ func TestStallOfARead(t *testing.T) {
 					}
 					_, _ = io.WriteString(c, "HTTP/1.1 206 Partial Content\r\nx-ms-request-id: r\r\nContent-Length: 100\r\nContent-Range: bytes 0-99/512\r\n\r\n")
 					for range sent {
-						time.Sleep(time.Second)
+						pass(time.Second)
 						_, _ = c.Write([]byte{7})
 					}
 					_, _ = io.Copy(io.Discard, c)
