@@ -506,3 +506,41 @@ func TestDiskAddedAfterTheSealIsInTheNextEpoch(t *testing.T) {
 	}
 	r.check()
 }
+
+// A writer that is counted in and has not marked yet holds up newer ones: they
+// cannot know whether it touches their block.
+func TestI2_NewWriteWaitsForUnmarkedWriters(t *testing.T) {
+	r := newRig(t, Options{})
+	f := newModelFile(100)
+	d := r.disk("a", f)
+	write(t, d, f, 50, 1, 1) // the region is active
+	old := r.vm.enter()
+	s := r.seal(SealRequest{SavedLimit: 1 << 20})
+	done := make(chan struct{})
+	go func() {
+		write(t, d, f, 5, 1, 100)
+		close(done)
+	}()
+	for r.vm.phase.Load().writersIn() == 0 {
+		runtime.Gosched()
+	}
+	for range 10_000 {
+		runtime.Gosched()
+	}
+	select {
+	case <-done:
+		t.Error("passed a writer that had not marked")
+	default:
+	}
+	old.set(d.index).Set(blocks(5, 6))
+	old.writers.Add(^uint64(phaseMarked - 1))
+	f.do(extent.Change{Off: off(5), Len: extent.BlockSize}, 50)
+	r.vm.leave(old, phaseOut)
+	<-done
+	if err := s.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := capture(t, s.Disks[0], 0); got[5] != 50 || f.stamp(5) != 100 {
+		t.Errorf("captured %v, now %d", got, f.stamp(5))
+	}
+}
