@@ -178,6 +178,11 @@ func (a *Appliance) serve(ctx context.Context) error {
 	if err := a.attachAll(); err != nil {
 		return err
 	}
+	for _, m := range a.machines() {
+		if err := m.pipeline.Redo(); err != nil { // its guests are served all the same, and Run tries again
+			a.log.Error("spooled epochs cannot be redone", "vm", m.name, "code", "redo-failed", "cause", err, "action", "look at the state directory's disk")
+		}
+	}
 	listener, err := control.Listen(a.config().ControlSocket)
 	if err != nil {
 		return err

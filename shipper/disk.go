@@ -113,14 +113,17 @@ func (v *VM) Forget(diskID string, ranges []FileRange) error {
 	if d == nil {
 		return fmt.Errorf("disk %s is not in the pipeline", diskID)
 	}
+	if !v.redone.Load() {
+		return fmt.Errorf("disk %s: a redo would bring back what is forgotten now", d.src.Name())
+	}
 	return d.forget(ranges)
 }
 
 // Table is the checksum table of a disk and its layout, for a comparison; false
-// while it has none.
+// while it has none, or one that a redo is still to change.
 func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
 	d := v.diskByID(diskID)
-	if d == nil || d.table() == nil || !d.state.get().TableReady {
+	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().TableReady {
 		return nil, image.Layout{}, false
 	}
 	info, _ := d.info()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -81,6 +82,9 @@ type VM struct {
 	// captureGate is held for one capture, and by a takeover, after which nothing
 	// that was captured before counts. Held over I/O.
 	captureGate sync.Mutex
+
+	redoing sync.Mutex // held over the local I/O of the one redo
+	redone  atomic.Bool
 
 	mu struct {
 		sync.Mutex   // never held over I/O
@@ -264,9 +268,10 @@ func (v *VM) disksIn(stage Stage) []*disk {
 // Run redoes what a crash left half done and runs the stages until ctx ends.
 // No goroutine outlives it.
 func (v *VM) Run(ctx context.Context) error {
-	if err := v.redo(); err != nil {
-		return err
+	if !v.newStage("redo", nil, func(context.Context) error { return v.Redo() }).until(ctx) {
+		return nil
 	}
+	v.notify()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { v.capture.run(ctx); return nil })
 	g.Go(func() error {
@@ -280,6 +285,24 @@ func (v *VM) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// Redo brings tables and spool to where a crash left them going. It must have
+// returned before a guest writes and before anything is compared: a table that is
+// behind a manifest may agree with a block that the manifest's epoch disagrees
+// with, and what is forgotten before a redo would come back. Run calls it too; it
+// is done once.
+func (v *VM) Redo() error {
+	v.redoing.Lock()
+	defer v.redoing.Unlock()
+	if v.redone.Load() {
+		return nil
+	}
+	if err := v.redo(); err != nil {
+		return err
+	}
+	v.redone.Store(true)
+	return nil
 }
 
 // notify wakes everybody who waits for the pipeline to move.
