@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -24,13 +25,19 @@ func (v *VM) wakeApplyIfLarge() {
 	}
 }
 
+// applyCacheBytes bounds the decompressed frames that an apply keeps.
+const applyCacheBytes = 64 << 20
+
 // applyStep folds what is recorded into the replicas.
 func (v *VM) applyStep(ctx context.Context) error {
-	end := v.state.get().Recorded
-	if end.IsZero() {
+	st := v.state.get()
+	if st.Recorded.IsZero() || st.Recorded == st.Applied {
 		return nil
 	}
-	if err := v.applyThrough(ctx, end); err != nil {
+	if err := v.checkGeneration(ctx); err != nil {
+		return err // a lease may be free by now: it alone does not stop a lost writer
+	}
+	if err := v.applyThrough(ctx, st.Recorded); err != nil {
 		return err
 	}
 	return v.releaseApplied()
@@ -47,11 +54,18 @@ func (v *VM) applyThrough(ctx context.Context, end catalog.PointID) error {
 	if end.Less(st.ApplyEnd) {
 		end = st.ApplyEnd
 	}
+	record, ok := v.recordOf(end)
+	if !ok {
+		return fmt.Errorf("apply through %s: %w: its record is gone", end, catalog.ErrChain)
+	}
 	if err := v.state.update(func(s *vmRecord) { s.ApplyEnd = end }); err != nil {
 		return err
 	}
 	v.opts.Hook(PointBeforeApply)
 	for _, d := range v.disksIn(StageComplete) {
+		if rd, _ := record.Disk(d.state.get().Key); rd.State != catalog.StateComplete {
+			continue // its base is newer than the end
+		}
 		if err := v.applyDisk(ctx, d, end); err != nil {
 			return fmt.Errorf("apply disk %s through %s: %w", d.src.Name(), end, err)
 		}
@@ -62,6 +76,21 @@ func (v *VM) applyThrough(ctx context.Context, end catalog.PointID) error {
 	return err
 }
 
+func (v *VM) recordOf(id catalog.PointID) (catalog.Record, bool) {
+	for _, r := range v.liveRecords() {
+		if r.ID() == id {
+			return r, true
+		}
+	}
+	return catalog.Record{}, false
+}
+
+func (v *VM) liveRecords() []catalog.Record {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.mu.records)
+}
+
 // applyDisk folds the segments after the replica's newest snapshot into it.
 func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error {
 	key := d.state.get().Key
@@ -69,20 +98,23 @@ func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error 
 	if err != nil {
 		return err
 	}
-	var from catalog.PointID
-	if len(snaps) > 0 {
-		from = snaps[len(snaps)-1].Point
+	if len(snaps) == 0 {
+		return targetLost(v.opts.Name, "the replica of disk "+d.src.Name()+" has no snapshot")
 	}
-	if !from.Less(end) {
+	from := snaps[len(snaps)-1]
+	if !from.Point.Less(end) {
 		return nil
 	}
-	refs := v.segmentsOf(key, from, end)
+	refs, err := fold.Chain(v.liveRecords(), from, end, key)
+	if err != nil {
+		return err
+	}
 	r, err := v.openReplica(ctx, d)
 	if err != nil {
 		return err
 	}
 	if len(refs) > 0 {
-		if err := v.foldInto(ctx, r, d, refs); err != nil {
+		if err := v.foldInto(ctx, r, d, from, refs); err != nil {
 			return err
 		}
 	}
@@ -90,64 +122,55 @@ func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error 
 	return r.seal(ctx, end, catalog.KindApply)
 }
 
-// segmentsOf lists the segments of a disk that records in (from, end] name: those
-// and no others (I5), oldest first.
-func (v *VM) segmentsOf(key string, from, end catalog.PointID) []catalog.SegmentRef {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	var refs []catalog.SegmentRef
-	for _, r := range v.mu.records {
-		if !from.Less(r.ID()) || end.Less(r.ID()) {
-			continue
-		}
-		for _, s := range r.Segments {
-			if s.DiskID == key && from.Less(s.ID()) {
-				refs = append(refs, s)
-			}
-		}
-	}
-	return refs
-}
-
-// foldInto writes the newest version of every changed page.
-func (v *VM) foldInto(ctx context.Context, r *replica, d *disk, refs []catalog.SegmentRef) error {
+// foldInto writes the newest version of every changed page. Any change of size
+// is resize, clear, data, and the footer last (DESIGN §4).
+func (v *VM) foldInto(ctx context.Context, r *replica, d *disk, from catalog.Snapshot, refs []catalog.SegmentRef) error {
 	readers, closeAll, err := v.openSegments(ctx, d, refs)
 	defer closeAll()
 	if err != nil {
 		return err
 	}
-	f := fold.New(readers)
-	if err := r.resize(ctx, d, f); err != nil {
-		return err
-	}
-	p := v.newPutter(ctx, r.name, r.guard())
-	w := &foldWriter{vm: v, fold: f, puts: p, limit: image.PaddedSize(f.VirtualSize)}
-	return errors.Join(w.run(), p.wait())
-}
-
-// resize brings the replica to the disk's new size: clear what any size on the
-// way cut off, the old footer included, and put the new footer last of it.
-// Nothing between two snapshots is ever offered.
-func (r *replica) resize(ctx context.Context, d *disk, f *fold.Fold) error {
-	size, data := image.ReplicaSize(f.VirtualSize), r.size-image.FooterSize
-	cut := min(data, int64(diskBlocks(f.Smallest))*extent.BlockSize)
-	if size == r.size && cut == data {
-		return nil
-	}
-	t := r.vm.target
-	err := r.vm.once(ctx, func(ctx context.Context) error {
-		if err := t.ClearPages(ctx, r.name, cut, r.size-cut, r.guard()); err != nil {
-			return err
-		}
-		return t.Resize(ctx, r.name, size, r.guard())
-	})
+	size := refs[len(refs)-1].VirtualSize
+	f := fold.Over(fold.Blocks(size), fold.Layers(readers))
+	moved, err := r.resize(ctx, f.Limit, size)
 	if err != nil {
 		return err
 	}
-	r.size = size
+	p := v.newPutter(ctx, r.name, r.guard())
+	w := &foldWriter{vm: v, frames: fold.NewFrames(readers, applyCacheBytes), puts: p}
+	if err := errors.Join(w.run(f.Pieces), p.wait()); err != nil {
+		return err
+	}
+	// An earlier attempt may have moved the end already: the snapshot tells.
+	if !moved && from.Size == r.size {
+		return nil
+	}
 	info, _ := d.info()
-	info.VirtualSize = f.VirtualSize
+	info.VirtualSize = size
 	return r.putFooter(ctx, info)
+}
+
+// resize brings the replica to the disk's new size, and clears what any size on
+// the way cut off, the old footer included. Nothing between two snapshots is ever
+// offered. It may be repeated.
+func (r *replica) resize(ctx context.Context, limit extent.DiskBlock, virtualSize int64) (moved bool, err error) {
+	size, data := image.ReplicaSize(virtualSize), r.size-image.FooterSize
+	cut := min(data, int64(limit)*extent.BlockSize)
+	if size == r.size && cut == data {
+		return false, nil
+	}
+	t := r.vm.target
+	err = r.vm.once(ctx, func(ctx context.Context) error {
+		return t.ClearPages(ctx, r.name, cut, r.size-cut, r.guard())
+	})
+	if err != nil || size == r.size {
+		return true, err
+	}
+	err = r.vm.once(ctx, func(ctx context.Context) error { return t.Resize(ctx, r.name, size, r.guard()) })
+	if err == nil {
+		r.size = size
+	}
+	return true, err
 }
 
 // openSegments opens the local copies where the spool still has them, the log
@@ -206,10 +229,9 @@ func (b blobReader) ReadAt(p []byte, off int64) (int, error) {
 // zero runs as one clear of any length. Gaps are never filled: a replica gets no
 // byte that no segment carries (I6).
 type foldWriter struct {
-	vm    *VM
-	fold  *fold.Fold
-	puts  *putter
-	limit int64 // bytes of the replica before its footer
+	vm     *VM
+	frames *fold.Frames
+	puts   *putter
 
 	buf  *[]byte // data that is being merged, nil for none
 	sums []checksum.Sum
@@ -217,8 +239,8 @@ type foldWriter struct {
 	zero DiskRange // zeros that are being merged
 }
 
-func (w *foldWriter) run() error {
-	for _, piece := range w.fold.Pieces {
+func (w *foldWriter) run(pieces []fold.Piece) error {
+	for _, piece := range pieces {
 		if err := w.piece(piece); err != nil {
 			w.drop()
 			return err
@@ -230,52 +252,46 @@ func (w *foldWriter) run() error {
 }
 
 func (w *foldWriter) piece(p fold.Piece) error {
-	if end := extent.DiskBlock(w.limit / extent.BlockSize); p.Range.End > end {
-		p.Range.End = max(end, p.Range.Start) // cut off by the disk's size: the resize has cleared it
-	}
-	if p.Range.Empty() {
-		return nil
-	}
-	if p.Zero {
-		if w.zero.End != p.Range.Start {
+	if p.Segment == fold.Zeros {
+		if w.zero.End != p.Start {
 			w.flushZero()
-			w.zero = p.Range
+			w.zero = DiskRange{Start: p.Start}
 		}
-		w.zero.End = p.Range.End
+		w.zero.End = p.End
 		return nil
 	}
-	for start := p.Range.Start; start < p.Range.End; {
-		part := p
-		part.Range = DiskRange{Start: start, End: min(p.Range.End, start+strideBlocks)}
-		taken, err := w.data(part)
+	frame, err := w.frames.Get(p.ID())
+	if err != nil {
+		return err
+	}
+	payload := frame.Payload[p.Off:][:int64(p.End-p.Start)*extent.BlockSize]
+	sums := frame.Sums[p.Off/extent.BlockSize:][:p.End-p.Start]
+	for start := p.Start; len(sums) > 0; {
+		n, err := w.data(start, payload, sums)
 		if err != nil {
 			return err
 		}
-		start += extent.DiskBlock(taken)
+		start, payload, sums = start+extent.DiskBlock(n), payload[n*extent.BlockSize:], sums[n:]
 	}
 	return nil
 }
 
-// data appends as much of a piece as fits behind what is being merged.
-func (w *foldWriter) data(p fold.Piece) (blocks int64, err error) {
-	if w.buf != nil && (w.at.End != p.Range.Start || w.at.Len() == strideBlocks) {
+// data appends as much of a piece as fits behind what is being merged, and says
+// how many blocks that was.
+func (w *foldWriter) data(start extent.DiskBlock, payload []byte, sums []checksum.Sum) (n int, err error) {
+	if w.buf != nil && (w.at.End != start || w.at.Len() == strideBlocks) {
 		w.flushData()
 	}
 	if w.buf == nil {
 		if w.buf, err = w.vm.deps.Buffers.get(w.puts.ctx); err != nil {
 			return 0, err
 		}
-		w.at = DiskRange{Start: p.Range.Start, End: p.Range.Start}
-		w.sums = nil
+		w.at, w.sums = DiskRange{Start: start, End: start}, nil
 	}
-	n := min(p.Range.Len(), strideBlocks-w.at.Len())
-	p.Range.End = p.Range.Start + extent.DiskBlock(n)
-	sums := make([]checksum.Sum, n)
-	if err := w.fold.Read(p, (*w.buf)[w.at.Bytes():][:p.Range.Bytes()], sums); err != nil {
-		return 0, err
-	}
-	w.sums = append(w.sums, sums...)
-	w.at.End = p.Range.End
+	n = int(min(int64(len(sums)), strideBlocks-w.at.Len()))
+	copy((*w.buf)[w.at.Bytes():], payload[:n*extent.BlockSize])
+	w.sums = append(w.sums, sums[:n]...)
+	w.at.End += extent.DiskBlock(n)
 	return n, nil
 }
 

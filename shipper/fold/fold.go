@@ -4,139 +4,163 @@
 package fold
 
 import (
-	"cmp"
-	"fmt"
+	"iter"
 	"slices"
-	"sync"
+	"sort"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
-	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/segment"
 )
 
-// DefaultCacheBytes bounds the decompressed frames that a Fold keeps.
-const DefaultCacheBytes = 64 << 20
+// Range is a half-open range of 4 KiB blocks of the virtual disk.
+type Range = extent.Range[extent.DiskBlock]
 
-// Piece is a run of blocks whose newest version is in one place.
+// Piece is a run of blocks whose newest version is in a segment; 32 bytes each
+// are what an index costs.
 type Piece struct {
-	Range   extent.Range[extent.DiskBlock]
-	Zero    bool
-	Segment int // index of the segment, oldest first
-	Frame   int // of the segment; meaningless for zeros
+	Start, End extent.DiskBlock
+	Segment    int32 // as its layer numbers it, or Zeros
+	Frame      int32
+	Off        int64 // bytes into the frame's payload
 }
 
-// Fold is the newest state that a chain of segments describes. Pieces are
-// disjoint and ordered. It is safe for concurrent use.
-type Fold struct {
-	Pieces      []Piece
-	VirtualSize int64 // bytes, after the newest segment
-	Smallest    int64 // bytes: what lay beyond in the state before the oldest segment reads as zeros
+// Zeros is the Segment of a piece that reads as zeros: it is in no frame.
+const Zeros = -1
 
-	segments []*segment.Reader
-	cache    frameCache
-}
+// ID is the frame that holds the piece.
+func (p Piece) ID() FrameID { return FrameID{p.Segment, p.Frame} }
 
-// New folds segments, oldest first; at least one. A block beyond the size that a
-// later segment gives the disk is gone, also if the disk grows again.
-func New(segments []*segment.Reader) *Fold {
-	f := &Fold{segments: segments, Smallest: segments[0].Header().VirtualSize}
-	f.cache.limit = DefaultCacheBytes
-	var covered extent.Set[extent.DiskBlock]
-	for i := len(segments) - 1; i >= 0; i-- {
-		size := segments[i].Header().VirtualSize
-		f.Smallest = min(f.Smallest, size)
-		if i == len(segments)-1 {
-			f.VirtualSize = size
-		} else {
-			// What this segment wrote beyond the size of any later one reads as zeros now.
-			f.dropBeyond(&covered, i)
-		}
-		f.take(&covered, i)
+// from is the rest of the piece from block b on.
+func (p Piece) from(b extent.DiskBlock) Piece {
+	if p.Segment != Zeros {
+		p.Off += int64(b-p.Start) * extent.BlockSize
 	}
-	slices.SortFunc(f.Pieces, func(a, b Piece) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
+	p.Start = b
+	return p
+}
+
+// to is the piece up to block b.
+func (p Piece) to(b extent.DiskBlock) Piece {
+	p.End = b
+	return p
+}
+
+// Fold is a disk as pieces over a base: sorted, disjoint; blocks in no piece are
+// the base's below Limit and zeros from there on.
+type Fold struct {
+	Pieces []Piece
+	Limit  extent.DiskBlock
+}
+
+// Layer is one epoch of the disk.
+type Layer struct {
+	Segment int32
+	Size    extent.DiskBlock // of the disk at that epoch
+	All     iter.Seq[segment.Extent]
+}
+
+// Layers yields segments, given the oldest first, from the newest to the oldest.
+func Layers(segments []*segment.Reader) iter.Seq[Layer] {
+	return func(yield func(Layer) bool) {
+		for i, r := range slices.Backward(segments) {
+			if !yield(Layer{int32(i), Blocks(r.Header().VirtualSize), r.All()}) {
+				return
+			}
+		}
+	}
+}
+
+// Blocks is how many blocks n bytes take.
+func Blocks(n int64) extent.DiskBlock {
+	return extent.DiskBlock((n + extent.BlockSize - 1) / extent.BlockSize)
+}
+
+// Over folds the layers of a disk of size blocks. It goes from the newest to the
+// oldest: what is covered already is newer. A disk that was smaller once has lost
+// what lay beyond, so the limit only falls: what older layers have beyond it reads
+// as zeros.
+func Over(size extent.DiskBlock, newestFirst iter.Seq[Layer]) Fold {
+	f := Fold{Limit: size}
+	for l := range newestFirst {
+		f.Limit = min(f.Limit, l.Size)
+		f.Pieces = mergeUnder(f.Pieces, piecesOf(l, f.Limit))
+	}
 	return f
 }
 
-// dropBeyond covers, as zeros, what the smallest later size cut off from segment i.
-func (f *Fold) dropBeyond(covered *extent.Set[extent.DiskBlock], i int) {
-	end := extent.Cover[extent.DiskBlock](0, f.segments[i+1].Header().VirtualSize).End
-	was := extent.Cover[extent.DiskBlock](0, f.segments[i].Header().VirtualSize).End
-	if end < was {
-		f.add(covered, i+1, extent.Range[extent.DiskBlock]{Start: end, End: was}, true, 0)
-	}
-}
-
-func (f *Fold) take(covered *extent.Set[extent.DiskBlock], i int) {
-	for e := range f.segments[i].All() {
-		f.add(covered, i, e.Range, e.Zero, e.Frame)
-	}
-}
-
-// add takes the part of r that nothing newer covers.
-func (f *Fold) add(covered *extent.Set[extent.DiskBlock], i int, r extent.Range[extent.DiskBlock], zero bool, frame int) {
-	fresh := extent.Of(r).Subtract(*covered)
-	for _, part := range fresh.Ranges() {
-		f.Pieces = append(f.Pieces, Piece{Range: part, Zero: zero, Segment: i, Frame: frame})
-	}
-	covered.Add(r)
-}
-
-// Read copies the payload of a data piece into dst, which has its length, and its
-// block checksums into sums.
-func (f *Fold) Read(p Piece, dst []byte, sums []checksum.Sum) error {
-	frame, err := f.cache.get(f.segments[p.Segment], frameKey{p.Segment, p.Frame})
-	if err != nil {
-		return fmt.Errorf("segment of epoch %d: %w", f.segments[p.Segment].Header().Epoch, err)
-	}
-	var at extent.DiskBlock // blocks of payload before the extent
-	for _, e := range frame.Extents {
-		if e.Range.Contains(p.Range.Start) {
-			lo := at + p.Range.Start - e.Range.Start
-			hi := lo + extent.DiskBlock(p.Range.Len())
-			copy(dst, frame.Payload[int64(lo)*extent.BlockSize:int64(hi)*extent.BlockSize])
-			copy(sums, frame.Sums[lo:hi])
-			return nil
+func piecesOf(l Layer, limit extent.DiskBlock) []Piece {
+	var pieces []Piece
+	for e := range l.All {
+		if e.Range.Start >= limit {
+			break
 		}
-		at += extent.DiskBlock(e.Range.Len())
+		p := Piece{Start: e.Range.Start, End: min(e.Range.End, limit), Segment: l.Segment, Frame: int32(e.Frame), Off: int64(e.Offset)}
+		if e.Zero {
+			p.Segment, p.Frame, p.Off = Zeros, 0, 0
+		}
+		pieces = append(pieces, p)
 	}
-	return fmt.Errorf("segment of epoch %d: frame %d lacks block %d", f.segments[p.Segment].Header().Epoch, p.Frame, p.Range.Start)
+	return pieces
 }
 
-type frameKey struct{ segment, frame int }
+// mergeUnder adds of older what newer does not cover; both are sorted and
+// disjoint, and so is the result.
+func mergeUnder(newer, older []Piece) []Piece {
+	if len(newer) == 0 {
+		return older
+	}
+	merged := make([]Piece, 0, len(newer)+len(older))
+	next := 0
+	for _, p := range older {
+		for next < len(newer) && newer[next].End <= p.Start {
+			merged = append(merged, newer[next])
+			next++
+		}
+		for next < len(newer) && newer[next].Start < p.End && p.Start < p.End {
+			if n := newer[next]; p.Start < n.Start {
+				merged = append(merged, p.to(n.Start))
+			}
+			if p = p.from(max(p.Start, newer[next].End)); p.Start < p.End {
+				merged = append(merged, newer[next])
+				next++
+			}
+		}
+		if p.Start < p.End {
+			merged = append(merged, p)
+		}
+	}
+	return slices.Clip(append(merged, newer[next:]...))
+}
 
-// frameCache keeps the newest decompressed frames up to a limit. The pieces of a
-// segment come in the order of its frames, so one frame a segment would do.
-type frameCache struct {
-	limit int64
-	mu    struct {
-		sync.Mutex // held while a frame is read: the next piece needs the same one
-		frames     map[frameKey]*segment.Frame
-		order      []frameKey
-		bytes      int64
+// Within yields the pieces of r, cut to it, in order.
+func (f Fold) Within(r Range) iter.Seq[Piece] {
+	return func(yield func(Piece) bool) {
+		i := sort.Search(len(f.Pieces), func(i int) bool { return f.Pieces[i].End > r.Start })
+		for ; i < len(f.Pieces) && f.Pieces[i].Start < r.End; i++ {
+			p := f.Pieces[i]
+			if p.Start < r.Start {
+				p = p.from(r.Start)
+			}
+			if !yield(p.to(min(p.End, r.End))) {
+				return
+			}
+		}
 	}
 }
 
-func (c *frameCache) get(r *segment.Reader, key frameKey) (*segment.Frame, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.mu.frames[key]; f != nil {
-		return f, nil
+// Gaps yields the runs of r that are the base's.
+func (f Fold) Gaps(r Range) iter.Seq[Range] {
+	r.End = min(r.End, f.Limit)
+	return func(yield func(Range) bool) {
+		at := r.Start
+		for p := range f.Within(r) {
+			if at < p.Start && !yield(Range{Start: at, End: p.Start}) {
+				return
+			}
+			at = p.End
+		}
+		if at < r.End {
+			yield(Range{Start: at, End: r.End})
+		}
 	}
-	f, err := r.Frame(key.frame)
-	if err != nil {
-		return nil, err
-	}
-	if c.mu.frames == nil {
-		c.mu.frames = map[frameKey]*segment.Frame{}
-	}
-	c.mu.frames[key] = f
-	c.mu.order = append(c.mu.order, key)
-	c.mu.bytes += int64(len(f.Payload))
-	for c.mu.bytes > c.limit && len(c.mu.order) > 1 {
-		oldest := c.mu.order[0]
-		c.mu.order = c.mu.order[1:]
-		c.mu.bytes -= int64(len(c.mu.frames[oldest].Payload))
-		delete(c.mu.frames, oldest)
-	}
-	return f, nil
 }

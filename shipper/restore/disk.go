@@ -13,6 +13,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/fold"
 	"github.com/vhdrelay/vhdrelay/shipper/segment"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
@@ -51,8 +52,8 @@ type Disk struct {
 	size     int64 // bytes of the virtual disk
 	base     int64 // bytes of virtual disk in the snapshot, padding included
 	segments []*segment.Reader
-	fold     fold
-	frames   *frameCache
+	fold     fold.Fold
+	frames   *fold.Frames
 }
 
 // Open prepares a disk of a point for reading. Nothing is pinned: see Hold. ctx
@@ -88,22 +89,9 @@ func OpenPlan(ctx context.Context, t target.Target, plan Plan, opts Options) (*D
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	d.fold = foldLayers(blocks(d.size), d.newestFirst)
-	d.frames = newFrameCache(d.segments, d.opts.CacheBytes)
+	d.fold = fold.Over(fold.Blocks(d.size), fold.Layers(d.segments))
+	d.frames = fold.NewFrames(d.segments, d.opts.CacheBytes)
 	return d, nil
-}
-
-// blocks is how many blocks n bytes take.
-func blocks(n int64) extent.DiskBlock {
-	return extent.DiskBlock((n + extent.BlockSize - 1) / extent.BlockSize)
-}
-
-func (d *Disk) newestFirst(yield func(layer) bool) {
-	for i := len(d.segments) - 1; i >= 0; i-- {
-		if !yield(layer{int32(i), blocks(d.plan.Segments[i].VirtualSize), d.segments[i].All()}) {
-			return
-		}
-	}
 }
 
 func (d *Disk) openSegment(ctx context.Context, ref catalog.SegmentRef) (*segment.Reader, error) {
@@ -231,7 +219,7 @@ func (d *Disk) readPart(p []byte, off int64) (int64, error) {
 
 // readBlocks fills p with the blocks of r. allocated lists where the snapshot
 // may hold something in r, nil if that is not known.
-func (d *Disk) readBlocks(ctx context.Context, r diskRange, p []byte, allocated []target.ByteRange) error {
+func (d *Disk) readBlocks(ctx context.Context, r fold.Range, p []byte, allocated []target.ByteRange) error {
 	clear(p)
 	first := int64(r.Start) * extent.BlockSize
 	name := catalog.ReplicaName(d.plan.VM, d.plan.Disk.ID)
@@ -240,17 +228,17 @@ func (d *Disk) readBlocks(ctx context.Context, r diskRange, p []byte, allocated 
 			return fmt.Errorf("snapshot %s of %s: %w", d.plan.Snapshot.Point, d.plan.Disk.Name, err)
 		}
 	}
-	for piece := range d.fold.within(r) {
-		part := p[int64(piece.start)*extent.BlockSize-first : int64(piece.end)*extent.BlockSize-first]
-		if piece.seg == zeros {
+	for piece := range d.fold.Within(r) {
+		part := p[int64(piece.Start)*extent.BlockSize-first : int64(piece.End)*extent.BlockSize-first]
+		if piece.Segment == fold.Zeros {
 			clear(part)
 			continue
 		}
-		payload, err := d.frames.get(frameID{piece.seg, piece.frame})
+		frame, err := d.frames.Get(piece.ID())
 		if err != nil {
-			return &SegmentError{Blob: d.plan.Segments[piece.seg].Blob, Err: err}
+			return &SegmentError{Blob: d.plan.Segments[piece.Segment].Blob, Err: err}
 		}
-		copy(part, payload[piece.off:])
+		copy(part, frame.Payload[piece.Off:])
 	}
 	return nil
 }
@@ -261,9 +249,9 @@ func (d *Disk) readBlocks(ctx context.Context, r diskRange, p []byte, allocated 
 const mergeBytes = 256 << 10
 
 // baseReads are the requests that the gaps of r take.
-func (d *Disk) baseReads(r diskRange, allocated []target.ByteRange) []target.ByteRange {
+func (d *Disk) baseReads(r fold.Range, allocated []target.ByteRange) []target.ByteRange {
 	var reads []target.ByteRange
-	for gap := range d.fold.gaps(r) {
+	for gap := range d.fold.Gaps(r) {
 		for _, b := range d.baseRanges(gap, allocated) {
 			if last := len(reads) - 1; last >= 0 && b.Off-reads[last].End() <= mergeBytes {
 				reads[last].Len = b.End() - reads[last].Off
@@ -277,7 +265,7 @@ func (d *Disk) baseReads(r diskRange, allocated []target.ByteRange) []target.Byt
 
 // baseRanges are the bytes of a gap to read from the snapshot; what lies beyond
 // its end reads as zeros, its footer included.
-func (d *Disk) baseRanges(gap diskRange, allocated []target.ByteRange) []target.ByteRange {
+func (d *Disk) baseRanges(gap fold.Range, allocated []target.ByteRange) []target.ByteRange {
 	whole := target.ByteRange{Off: int64(gap.Start) * extent.BlockSize}
 	whole.Len = min(int64(gap.End)*extent.BlockSize, d.base) - whole.Off
 	if whole.Len <= 0 {

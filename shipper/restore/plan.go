@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/fold"
 )
 
 // Plan is what one disk of a point is made of.
@@ -44,45 +45,10 @@ func MakePlan(doc catalog.VMDoc, records []catalog.Record, snapshots []catalog.S
 	if !ok {
 		return Plan{}, fmt.Errorf("%w: %s/%s at %s", ErrNoBase, doc.Name, recorded.Name, point)
 	}
-	first := last + 1
-	for first > 0 && start.Point.Less(records[first-1].ID()) {
-		first--
-	}
-	segments, err := foldOf(records[first:last+1], start, disk)
+	segments, err := fold.Chain(records, start, point, disk)
 	if err != nil {
 		return Plan{}, err
 	}
 	return Plan{VM: doc.Name, Point: point, UUID: records[last].EpochUUID,
 		Time: records[last].Time, Disk: recorded, Snapshot: start, Segments: segments}, nil
-}
-
-// foldOf collects the disk's segments after the snapshot from records that must
-// follow each other without a gap, and carry the disk without a gap.
-func foldOf(records []catalog.Record, start catalog.Snapshot, disk string) ([]catalog.SegmentRef, error) {
-	var segments []catalog.SegmentRef
-	before := start.Point
-	carried := start.Kind == catalog.KindApply
-	for i, r := range records {
-		broken := r.Previous != before
-		if i == 0 && start.Kind == catalog.KindBase {
-			broken = before.Less(r.Previous) // a base lies between points
-		}
-		if broken {
-			return nil, &catalog.ChainError{At: r.ID(), Previous: r.Previous, Before: before}
-		}
-		before = r.ID()
-		d, _ := r.Disk(disk)
-		if complete := d.State == catalog.StateComplete; carried && !complete {
-			return nil, fmt.Errorf("%w: point %s does not carry %s", catalog.ErrChain, r.ID(), disk)
-		} else if complete {
-			carried = true
-		}
-		for _, s := range r.Segments {
-			if s.DiskID == disk && start.Point.Less(s.ID()) {
-				segments = append(segments, s)
-			}
-		}
-	}
-	slices.SortStableFunc(segments, func(a, b catalog.SegmentRef) int { return a.ID().Compare(b.ID()) })
-	return segments, nil
 }

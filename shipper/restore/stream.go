@@ -8,6 +8,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/fold"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
@@ -55,7 +56,7 @@ func (d *Disk) stream(ctx context.Context, from int64, sink func(*run) error) er
 
 // produce cuts the disk into runs and starts a reader for each that is not zero.
 func (d *Disk) produce(ctx context.Context, g *errgroup.Group, from int64, buffers chan []byte, queue chan<- *run) error {
-	end := int64(blocks(d.size)) * extent.BlockSize
+	end := int64(fold.Blocks(d.size)) * extent.BlockSize
 	for off := from; off < end; off += windowBytes {
 		window := target.ByteRange{Off: off, Len: min(windowBytes, end-off)}
 		allocated, err := d.allocated(ctx, window)
@@ -79,7 +80,7 @@ func (d *Disk) produce(ctx context.Context, g *errgroup.Group, from int64, buffe
 // allocated asks where the snapshot holds something; never nil without an error.
 func (d *Disk) allocated(ctx context.Context, window target.ByteRange) ([]target.ByteRange, error) {
 	none := []target.ByteRange{}
-	n := min(window.End(), d.base, int64(d.fold.limit)*extent.BlockSize) - window.Off
+	n := min(window.End(), d.base, int64(d.fold.Limit)*extent.BlockSize) - window.Off
 	if n <= 0 {
 		return none, nil
 	}
@@ -120,12 +121,12 @@ func (d *Disk) runs(window target.ByteRange, allocated []target.ByteRange) func(
 
 func (d *Disk) isHole(r *run, allocated []target.ByteRange) bool {
 	cover := extent.Cover[extent.DiskBlock](r.off, r.n)
-	for p := range d.fold.within(cover) {
-		if p.seg != zeros {
+	for p := range d.fold.Within(cover) {
+		if p.Segment != fold.Zeros {
 			return false
 		}
 	}
-	for gap := range d.fold.gaps(cover) {
+	for gap := range d.fold.Gaps(cover) {
 		if len(d.baseRanges(gap, allocated)) > 0 {
 			return false
 		}

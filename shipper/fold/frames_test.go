@@ -1,4 +1,4 @@
-package restore
+package fold
 
 import (
 	"bytes"
@@ -66,13 +66,13 @@ func threeFrames(t *testing.T) (*segment.Reader, *flaky) {
 
 func TestFramesAreFetchedOnceAndBounded(t *testing.T) {
 	r, f := threeFrames(t)
-	c := newFrameCache([]*segment.Reader{r}, 2*segment.MaxPayload)
+	c := NewFrames([]*segment.Reader{r}, 2*segment.MaxPayload)
 	before := f.set(nil)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			if p, err := c.get(frameID{0, 0}); err != nil || len(p) != segment.MaxPayload {
-				t.Error(len(p), err)
+			if p, err := c.Get(FrameID{0, 0}); err != nil || len(p.Payload) != segment.MaxPayload || len(p.Sums) != segment.MaxPayload/extent.BlockSize {
+				t.Error(len(p.Payload), err)
 			}
 		})
 	}
@@ -80,7 +80,7 @@ func TestFramesAreFetchedOnceAndBounded(t *testing.T) {
 	once := f.set(nil) - before
 	for range 2 {
 		for frame := range int32(3) {
-			if _, err := c.get(frameID{0, frame}); err != nil {
+			if _, err := c.Get(FrameID{0, frame}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -96,22 +96,22 @@ func TestFramesAreFetchedOnceAndBounded(t *testing.T) {
 
 func TestFailedFrameIsTriedAgain(t *testing.T) {
 	r, f := threeFrames(t)
-	c := newFrameCache([]*segment.Reader{r}, segment.MaxPayload)
+	c := NewFrames([]*segment.Reader{r}, segment.MaxPayload)
 	f.set(io.ErrClosedPipe)
-	if _, err := c.get(frameID{0, 1}); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := c.Get(FrameID{0, 1}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Error(err)
 	}
 	f.set(nil)
-	if _, err := c.get(frameID{0, 1}); err != nil {
+	if _, err := c.Get(FrameID{0, 1}); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestLargeFrameThatDoesNotFitIsServed(t *testing.T) {
 	r, _ := threeFrames(t)
-	c := newFrameCache([]*segment.Reader{r}, extent.BlockSize)
+	c := NewFrames([]*segment.Reader{r}, extent.BlockSize)
 	for frame := range int32(3) {
-		if _, err := c.get(frameID{0, frame}); err != nil {
+		if _, err := c.Get(FrameID{0, frame}); err != nil {
 			t.Fatal(err)
 		}
 	}
