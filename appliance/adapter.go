@@ -81,6 +81,8 @@ func (s source) Name() string { return s.disk.Name() }
 
 func (s source) ReadAt(p []byte, off int64) (int, error) { return s.file.ReadAt(p, off) }
 
+func (s source) Datasync() error { return unix.Fdatasync(int(s.file.Fd())) }
+
 func (s source) Size() (int64, error) {
 	st, err := s.file.Stat()
 	if err != nil {

@@ -184,7 +184,14 @@ func (v *VM) openTable(d *disk) error {
 // initTable makes the table: holes as zero blocks, which a new replica holds
 // already, everything else unknown. It is synced before the first put. What the
 // activity log forgets meanwhile is unknown whatever the holes said before.
+//
+// What was written before the disk was tracked is made durable first: it is in no
+// activity log, and a power cut that took it back after it was put would leave
+// the replica with bytes that nobody looks at again.
 func (v *VM) initTable(d *disk, info image.Info) error {
+	if err := d.src.Datasync(); err != nil {
+		return fmt.Errorf("sync the image: %w", err)
+	}
 	t, err := v.newTable(d, info.VirtualSize)
 	if err != nil {
 		return err

@@ -80,6 +80,8 @@ type Source interface {
 	// Name is the path of the image relative to its VM.
 	Name() string
 	io.ReaderAt
+	// Datasync returns when everything written so far is on stable storage.
+	Datasync() error
 	// Size of the image file in bytes.
 	Size() (int64, error)
 	// NextData returns the next range of the file that may hold data, at or after
