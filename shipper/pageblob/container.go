@@ -20,8 +20,9 @@ func (t *Target) Probe(ctx context.Context) error {
 	})
 }
 
-// EnsureContainer creates the container if it is missing; one that exists is success. The appliance never calls it: a
-// container that has gone is a fault to report. It needs an account key, or a role or SAS that may create containers.
+// EnsureContainer creates the container if it is missing; one that exists is success. It is for a first start: later a
+// container that has gone is a fault to report, not to paper over with an empty one. It needs an account key, or a role
+// or SAS that may create containers.
 // Repeat: freely.
 func (t *Target) EnsureContainer(ctx context.Context) error {
 	return t.do(ctx, op{method: "EnsureContainer"}, func(ctx context.Context, c *container.Client) error {
