@@ -38,7 +38,8 @@ func (b *bench) matrix() (rows []row, err error) {
 		return nil, err
 	}
 	for _, v := range variants {
-		if err := b.warm(v, size); err != nil {
+		// Afterwards the file has no holes, its pages are cached, its regions active, its blocks in the change set.
+		if err := b.fill(v.file, 0, size); err != nil {
 			return nil, err
 		}
 	}
@@ -70,13 +71,6 @@ func (b *bench) variants(size int64) (made []*variant, err error) {
 		made = append(made, v)
 	}
 	return made, nil
-}
-
-// warm writes every block once: afterwards the file has no holes, its pages are cached, its regions active, its blocks
-// in the change set.
-func (b *bench) warm(v *variant, size int64) error {
-	_, err := b.command("dd", "if=/dev/urandom", "of="+v.file, "bs=1M", fmt.Sprintf("count=%d", size>>20), "conv=notrunc,fsync", "status=none")
-	return err
 }
 
 // interleave runs one job on all variants in turn, round by round, the order rotating.
