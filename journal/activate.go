@@ -46,6 +46,10 @@ func (d *Disk) pinSlow(span regionSpan) error {
 // return invites to pin again; it does not promise that it will succeed.
 func (d *Disk) makeActive(span regionSpan) error {
 	j := d.vm.j
+	if d.gone.Load() {
+		d.activateUnrecorded(span)
+		return nil
+	}
 	if j.health.failing() {
 		return d.activateMarked(span)
 	}
@@ -117,6 +121,10 @@ func (j *Journal) commitActivations(group []*activation) error {
 	}
 	var p pendingActivations
 	for _, a := range group {
+		if a.d.gone.Load() {
+			a.d.activateUnrecorded(a.span)
+			continue
+		}
 		for r := a.span.first; r < a.span.end; r++ {
 			if a.d.regions.state(r) != 0 { // active, or leaving: its change comes back when it is gone
 				continue

@@ -46,6 +46,9 @@ func (d *Disk) deactivate() (int, error) {
 	// Candidates come before the sync: the reference bit of each is clear now, and
 	// only those that are still unused afterwards may go.
 	if err := d.syncImage(); err != nil {
+		if d.gone.Load() {
+			return 0, nil // withdrawn meanwhile, its file may be closed
+		}
 		return 0, err
 	}
 	var n int

@@ -22,6 +22,7 @@ type Disk struct {
 
 	size    atomic.Int64 // never above the file's real size, except between a write and a shrink that race
 	pressed atomic.Bool
+	gone    atomic.Bool // removed or withdrawn: the store must not hear of it again. Set under the commit lock
 	regions regionTable
 	left    departures
 	mark    imageMark
@@ -286,25 +287,12 @@ func (vm *VM) RemoveDisk(d *Disk) error {
 	if d.regions.pinned() {
 		return ErrBusy
 	}
-	s := vm.j.store
 	vm.j.commit.Lock()
 	defer vm.j.commit.Unlock()
-	// The disk's record goes last: until then a repeat finds what is left.
-	for _, prefix := range []string{preActive, preSet} {
-		if err := deletePrefix(s, prefix+d.id+"/"); err != nil {
-			return err
-		}
+	if err := d.eraseLocked(); err != nil {
+		d.gone.Store(false) // it is still there
+		return err
 	}
-	var b kv.Batch
-	for _, key := range []string{preClean + d.id, preSuspect + d.id, diskKey(vm.id, d.id)} {
-		b.Delete([]byte(key))
-	}
-	if err := s.Apply(&b); err != nil {
-		return fmt.Errorf("remove disk %s: %w", d.name, err)
-	}
-	vm.mu.Lock()
-	vm.mu.disks[d.index] = nil
-	vm.mu.Unlock()
-	vm.release(d.name)
+	vm.detach(d)
 	return d.saved.close()
 }

@@ -223,7 +223,11 @@ func (s *Sealed) endLocked() error {
 	var err error
 	for _, sd := range s.Disks {
 		sd.saving.Lock()
-		err = errors.Join(err, sd.Disk.saved.empty())
+		if sd.Disk.gone.Load() {
+			err = errors.Join(err, sd.Disk.saved.close())
+		} else {
+			err = errors.Join(err, sd.Disk.saved.empty())
+		}
 		sd.saving.Unlock()
 	}
 	s.vm.sealed.Store(nil)

@@ -106,7 +106,11 @@ func (d *Disk) Suspect() []extent.Range[extent.FileBlock] {
 // store does not take it, the image's mark does.
 func (d *Disk) SetSuspect(reason string) error {
 	d.sus.setWhole(d, reason)
-	err := d.vm.j.saveJSON(preSuspect+d.id, d.sus.record())
+	var b kv.Batch
+	err := putJSON(&b, preSuspect+d.id, d.sus.record())
+	if err == nil {
+		err = d.saveSuspicion(&b)
+	}
 	if err == nil {
 		return nil
 	}
@@ -172,7 +176,7 @@ func (d *Disk) keepCursor() error {
 	} else if err := putJSON(&b, preSuspect+d.id, rec); err != nil {
 		return err
 	}
-	if err := d.vm.j.store.Apply(&b); err != nil {
+	if err := d.saveSuspicion(&b); err != nil {
 		return fmt.Errorf("write cursor: %w", err)
 	}
 	s.mu.Lock()
