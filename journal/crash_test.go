@@ -3,8 +3,10 @@ package journal
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
@@ -23,17 +25,6 @@ type tableModel struct {
 	unknown map[extent.FileBlock]bool
 }
 
-func (m *tableModel) clone() tableModel {
-	c := tableModel{map[extent.FileBlock]uint64{}, map[extent.FileBlock]bool{}}
-	for b, s := range m.stamps {
-		c.stamps[b] = s
-	}
-	for b := range m.unknown {
-		c.unknown[b] = true
-	}
-	return c
-}
-
 type crashRig struct {
 	t       *testing.T
 	seed    uint64
@@ -50,8 +41,8 @@ type crashRig struct {
 
 func newCrashRig(t *testing.T, seed uint64, m mutant) *crashRig {
 	c := &crashRig{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), f: newModelFile(crashBlocks), crashes: map[string]int{}}
-	c.table = (&tableModel{}).clone()
-	c.r = newRig(t, Options{ActivityRegions: 6, Hook: c.crash})
+	c.table = tableModel{map[extent.FileBlock]uint64{}, map[extent.FileBlock]bool{}}
+	c.r = newRig(t, Options{ActivityRegions: 6, Hook: c.crash, Retry: time.Hour})
 	c.r.j.mutant = m
 	c.d = c.r.disk("a", c.f)
 	c.d.OnEvict(c.forget)
@@ -99,7 +90,9 @@ func (c *crashRig) crash(point string) {
 func (c *crashRig) judge(point string, d *Disk, image *modelFile) {
 	suspect := extent.Of(d.Suspect()...)
 	set := d.vm.phase.Load().set(d.index)
-	for b := range extent.FileBlock(crashBlocks) {
+	touched := maps.Clone(c.table.stamps)
+	maps.Copy(touched, image.mu.now)
+	for b := range touched {
 		if image.stamp(b) == c.table.stamps[b] || c.table.unknown[b] || set.Test(b) || suspect.Contains(blocks(b, b+1)) {
 			continue
 		}

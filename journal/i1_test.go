@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -242,13 +243,14 @@ func TestI9_MarkIsRemovedAfterTheRewrite(t *testing.T) {
 		r := newRig(t, Options{})
 		f := newModelFile(64 * extent.BlocksPerRegion)
 		d := r.disk("a", f)
-		bad := true
+		var bad atomic.Bool
+		bad.Store(true)
 		rnd := rand.New(rand.NewPCG(9, 9))
 		r.store.Before = func(n int, _ *kv.Batch) memory.Fault {
-			if bad && rnd.IntN(2) == 0 {
-				return memory.Fault(1 + rnd.IntN(2))
+			if !bad.Load() {
+				return memory.None
 			}
-			return memory.None
+			return []memory.Fault{memory.None, memory.Lost, memory.None, memory.Landed, memory.Lost}[n*n%5]
 		}
 		f.mu.onClear = func() {
 			for _, g := range d.regions.list() {
@@ -261,7 +263,7 @@ func TestI9_MarkIsRemovedAfterTheRewrite(t *testing.T) {
 			write(t, d, f, i*extent.BlocksPerRegion, 1, 1)
 			lapse(time.Duration(rnd.IntN(900)) * time.Millisecond) // fake time of the bubble
 		}
-		bad = false
+		bad.Store(false)
 		lapse(5 * DefaultRetry)
 		if r.j.Failing() != nil || f.mu.marks < 2 {
 			t.Errorf("failing %v, %d marks", r.j.Failing(), f.mu.marks)
