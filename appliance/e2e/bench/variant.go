@@ -69,8 +69,8 @@ type store struct {
 	backing, mounted string
 }
 
-// serve starts an appliance over a new image in a directory of its own. extra are more lines of the replication section.
-func (b *bench) serve(name string, size int64, opts rig.Options, extra string) (*store, error) {
+// configureStore makes an appliance with a directory of its own. extra are more lines of the replication section.
+func (b *bench) configureStore(name string, opts rig.Options, extra string) (*store, error) {
 	dir, err := b.place(name)
 	if err != nil {
 		return nil, err
@@ -79,21 +79,25 @@ func (b *bench) serve(name string, size int64, opts rig.Options, extra string) (
 	if opts.URL == "" {
 		opts.URL = "dir://" + filepath.Join(dir, "target")
 	}
-	if opts.Interval == 0 {
-		opts.Interval = 24 * time.Hour // nobody seals but who asks
-	}
-	if opts.ApplyInterval == 0 {
-		opts.ApplyInterval = 24 * time.Hour
-	}
+	opts.Interval, opts.ApplyInterval = 24*time.Hour, 24*time.Hour // nobody seals but who asks
 	r, err := rig.New(opts)
 	if err != nil {
 		return nil, err
 	}
 	s := &store{Rig: r, backing: filepath.Join(r.Source, vmName, diskName), mounted: filepath.Join(r.Mount, vmName, diskName)}
-	if err := errors.Join(makeImage(s.backing, size), appendTo(filepath.Join(dir, "vhdrelay.yaml"), extra)); err != nil {
+	return s, appendTo(filepath.Join(dir, "vhdrelay.yaml"), extra)
+}
+
+// serve starts an appliance over a new, empty image.
+func (b *bench) serve(name string, size int64, opts rig.Options, extra string) (*store, error) {
+	s, err := b.configureStore(name, opts, extra)
+	if err != nil {
 		return nil, err
 	}
-	return s, r.Start(b.ctx)
+	if err := makeImage(s.backing, size); err != nil {
+		return nil, err
+	}
+	return s, s.Start(b.ctx)
 }
 
 // appendTo adds to the configuration of a rig, whose last section is replication.
