@@ -41,7 +41,7 @@ func (v *VM) captureStep(ctx context.Context) error {
 		return nil
 	}
 	now := v.opts.Now()
-	if forced := v.takeForced(); v.idleVM(disks) && !forced {
+	if v.idleVM(disks) && !v.forced() {
 		return v.refreshUnchanged(ctx, now)
 	}
 	return v.captureEpoch(ctx, disks)

@@ -40,13 +40,11 @@ func (v *VM) listsAll(disks []*disk) bool {
 	return true
 }
 
-// takeForced tells once whether somebody asked for an epoch.
-func (v *VM) takeForced() bool {
+// forced tells whether somebody asked for an epoch that has not been made.
+func (v *VM) forced() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	forced := v.mu.forced
-	v.mu.forced = false
-	return forced
+	return v.mu.newestEpoch < v.mu.wanted
 }
 
 // refreshUnchanged notes in vm.json up to when the newest point was still the

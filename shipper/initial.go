@@ -43,8 +43,8 @@ func (v *VM) initialStep(ctx context.Context) error {
 func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 	info, err := d.probe()
 	d.setInfo(info, err)
-	if errors.Is(err, image.ErrNotYet) {
-		return nil // being copied in; the next turn looks again
+	if errors.Is(err, image.ErrNotYet) || errors.Is(err, image.ErrUnsupported) {
+		return nil // being copied in, or served without protection; the next turn looks again
 	}
 	if err != nil {
 		return &Problem{Code: "bad-image", Class: retry.NonRecoverable, Err: err,

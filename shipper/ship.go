@@ -153,7 +153,7 @@ func (v *VM) putFile(p *putter, f io.ReaderAt, size int64) (checksum.Sum, error)
 }
 
 func (v *VM) segmentRef(m *spool.Manifest, md spool.ManifestDisk) catalog.SegmentRef {
-	key := v.keyOf(md.ID, md.Name)
+	key := v.keyOf(md.ID, md.Name, m.Epoch)
 	return catalog.SegmentRef{
 		DiskID: key, Blob: catalog.SegmentName(v.opts.Name, key, catalog.PointID{Generation: m.Generation, Epoch: m.Epoch}),
 		Generation: m.Generation, Epoch: m.Epoch, Size: md.Segment.Size,
@@ -201,7 +201,7 @@ func (v *VM) newRecord(m *spool.Manifest, refs []catalog.SegmentRef) catalog.Rec
 		Segments: append(st.Unrecorded[:len(st.Unrecorded):len(st.Unrecorded)], refs...),
 	}
 	for _, md := range m.Disks {
-		rd := catalog.RecordDisk{ID: v.keyOf(md.ID, md.Name), Name: md.Name, Format: string(md.Format), State: md.State, VirtualSize: md.VirtualSize}
+		rd := catalog.RecordDisk{ID: v.keyOf(md.ID, md.Name, m.Epoch), Name: md.Name, Format: string(md.Format), State: md.State, VirtualSize: md.VirtualSize}
 		if md.SumKnown {
 			rd.Sum = catalog.FormatSum(md.DiskSum)
 		}

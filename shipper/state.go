@@ -31,6 +31,11 @@ type vmRecord struct {
 	TakingOver        uint64               `json:"taking_over,omitempty"` // generation of an unfinished takeover
 	ApplyEnd          catalog.PointID      `json:"apply_end"`             // intent: no apply ends earlier (I6)
 	Applied           catalog.PointID      `json:"applied"`
+	// Carried are the ids of the disks that the newest manifest lists complete: a
+	// disk that an epoch went by without begins anew.
+	Carried []string `json:"carried,omitempty"`
+	// Distrust is why the next connection opens a new generation, "" if it need not.
+	Distrust string `json:"distrust,omitempty"`
 }
 
 // diskRecord is the durable state of one disk's replication.
@@ -41,6 +46,25 @@ type diskRecord struct {
 	VirtualSize int64  `json:"virtual_size"`
 	TableReady  bool   `json:"table_ready"` // the table is initialised and synced
 	Base        uint64 `json:"base"`        // the first epoch that lists the disk complete is later
+	// Gone: the disk left the VM, and epochs went by that do not carry it.
+	Gone   bool        `json:"gone,omitempty"`
+	Former []formerKey `json:"former,omitempty"`
+}
+
+// formerKey is a name in blob names that the disk had up to an epoch.
+type formerKey struct {
+	Key     string `json:"key"`
+	Through uint64 `json:"through"`
+}
+
+// keyAt is the disk's name in the blob names of an epoch.
+func (r diskRecord) keyAt(epoch uint64) string {
+	for _, f := range r.Former {
+		if epoch <= f.Through {
+			return f.Key
+		}
+	}
+	return r.Key
 }
 
 const stateVersion = 1

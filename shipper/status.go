@@ -111,14 +111,15 @@ func (v *VM) diskByID(id string) *disk {
 	return v.mu.disks[id]
 }
 
-// keyOf is the disk's name in blob names, also of a disk that was removed.
-func (v *VM) keyOf(id, name string) string {
+// keyOf is the disk's name in the blob names of an epoch, also of a disk that was
+// removed.
+func (v *VM) keyOf(id, name string, epoch uint64) string {
 	if d := v.diskByID(id); d != nil {
-		return d.state.get().Key
+		return d.state.get().keyAt(epoch)
 	}
 	var gone diskRecord
-	if found, err := v.deps.Docs.Load(v.diskKey(id), &gone); err == nil && found && gone.Key != "" {
-		return gone.Key
+	if found, err := v.deps.Docs.Load(v.diskKey(id), &gone); err == nil && found && gone.keyAt(epoch) != "" {
+		return gone.keyAt(epoch)
 	}
 	return name
 }

@@ -21,7 +21,7 @@ type Progress struct {
 func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoch uint64, point catalog.PointID, err error) {
 	before := v.deps.Volume.LastEpoch()
 	v.mu.Lock()
-	v.mu.forced = true
+	v.mu.wanted = max(v.mu.wanted, before+1)
 	v.mu.Unlock()
 	v.wakeAll()
 	for {

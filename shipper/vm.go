@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,13 +91,18 @@ type VM struct {
 		sync.Mutex   // never held over I/O
 		disks        map[string]*disk
 		order        []string
-		records      []catalog.Record // live points, oldest first
-		overQuota    bool             // sealing is paused by the quota
-		catchUp      string           // why points are paused: the cause of the resynchronization
-		openReason   string           // why the newest epoch is open
-		forced       bool             // somebody asked for an epoch, changes or not
-		giveUpFrom   uint64           // a spooled epoch that cannot be shipped; 0: none
-		unfinished   *unfinished      // an epoch with its manifest, not yet with its table
+		records      []catalog.Record  // live points, oldest first
+		overQuota    bool              // sealing is paused by the quota
+		catchUp      string            // why points are paused: the cause of the resynchronization
+		openReason   string            // why the newest epoch is open
+		wanted       uint64            // somebody asked for an epoch of this number or a later one, changes or not
+		lost         error             // vm.json names another generation: nothing is written any more (I7)
+		localBad     bool              // a spooled copy is damaged: an apply reads what the target holds
+		givingUp     bool              // a give-up waits for the ship stage
+		unsettled    Epoch             // its manifest could not be committed nor unlinked
+		described    []catalog.DiskDoc // the disks as vm.json has them, after we wrote or read it
+		giveUpFrom   uint64            // a spooled epoch that cannot be shipped; 0: none
+		unfinished   *unfinished       // an epoch with its manifest, not yet with its table
 		lastSeal     time.Time
 		newestEpoch  uint64 // newest epoch that has a manifest
 		lastCycle    Cycle
@@ -182,14 +188,16 @@ func (v *VM) newestSpooled() uint64 {
 	return newest
 }
 
-// AddDisk brings a disk into the pipeline; it takes effect at the next seal.
+// AddDisk brings a disk into the pipeline; it takes effect at the next seal. A
+// disk that comes back after epochs have gone by without it begins anew, under
+// another name at the target: a fold cannot step over the gap.
 func (v *VM) AddDisk(src Source, probe Probe) error {
 	state, found, err := openDocument[diskRecord](v.deps.Docs, v.diskKey(src.ID()))
 	if err != nil {
 		return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
 	}
-	if !found {
-		if err := state.update(func(r *diskRecord) { r.Stage = StageWaiting }); err != nil {
+	if st := state.get(); !found || v.missedEpochs(src.ID(), st) {
+		if err := state.update(func(r *diskRecord) { *r = r.anew(v.deps.Volume.LastEpoch()) }); err != nil {
 			return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
 		}
 	}
@@ -210,6 +218,24 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 	return nil
 }
 
+// anew is the record of a disk that starts over after epoch.
+func (r diskRecord) anew(epoch uint64) diskRecord {
+	next := diskRecord{Stage: StageWaiting, Former: r.Former}
+	if r.Key != "" {
+		next.Former = append(next.Former[:len(next.Former):len(next.Former)], formerKey{r.Key, epoch})
+	}
+	return next
+}
+
+// missedEpochs tells whether the chain of epochs went on without a complete disk.
+func (v *VM) missedEpochs(id string, st diskRecord) bool {
+	if st.Gone {
+		return true
+	}
+	carried := v.state.get().Carried
+	return st.Stage == StageComplete && v.newestSpooled() > st.Base && len(carried) > 0 && !slices.Contains(carried, id)
+}
+
 // reopenTable opens the table of a disk that comes back. A table that is lost or
 // damaged must not keep a guest from its disk: a new one knows nothing, and
 // captures carry what the target may hold already.
@@ -219,6 +245,9 @@ func (v *VM) reopenTable(d *disk) error {
 		return nil
 	}
 	v.opts.Log.Error("checksum table is lost; the disk is captured anew", "disk", d.src.Name(), "code", "table-lost", "cause", err, "action", "look at the state directory's disk")
+	if d.state.get().Stage != StageComplete { // the initial replication begins again
+		return d.state.update(func(r *diskRecord) { r.TableReady = false })
+	}
 	t, err := v.newTable(d, d.state.get().VirtualSize)
 	if err != nil {
 		return err
