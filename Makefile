@@ -6,6 +6,7 @@ DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 PACKAGE := github.com/vhdrelay/vhdrelay
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+export CGO_ENABLED := 0
 export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
 
 .PHONY: help build tools test race lint demo bench acceptance fuzz install uninstall clean
@@ -14,7 +15,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: ## bin/vhdrelay, one static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X $(PACKAGE)/appliance.Version=$(VERSION)" -o bin/vhdrelay ./appliance/cmd/vhdrelay
+	$(GO) build -trimpath -ldflags "-s -w -X $(PACKAGE)/appliance.Version=$(VERSION)" -o bin/vhdrelay ./appliance/cmd/vhdrelay
 
 tools: ## what tests and demo need beyond Go
 	@appliance/e2e/tools.sh
@@ -23,7 +24,7 @@ test: tools build ## the tests; at most 20 minutes on two cores
 	$(GO) test -count=1 -timeout 20m ./...
 
 race: tools ## the tests of the concurrent packages under the race detector
-	$(GO) test -race -short -count=1 -timeout 30m ./fs/... ./journal/... ./resync/... ./shipper/... ./appliance/...
+	CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 30m ./fs/... ./journal/... ./resync/... ./shipper/... ./appliance/...
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l fs journal shipper resync appliance systemd)" || { gofmt -d fs journal shipper resync appliance systemd; exit 1; }

@@ -21,7 +21,8 @@ need mkfs.xfs xfsprogs
 need getfattr attr
 need jq jq
 need losetup util-linux
-need gcc gcc
+need gcc gcc # the race detector
+[ -e /usr/include/pthread.h ] || missing="$missing libc6-dev"
 node_major() { "$1" --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/'; }
 if ! command -v npm >/dev/null 2>&1; then
 	missing="$missing npm"
