@@ -163,7 +163,7 @@ func (v *VM) restartInitial(ctx context.Context, d *disk, r *replica, info image
 
 // putFooter makes the replica a valid fixed VHD.
 func (r *replica) putFooter(ctx context.Context, info image.Info) error {
-	footer := image.FixedFooter(info.VirtualSize, info.ID, r.vm.opts.Now())
+	footer := image.FixedFooter(image.PaddedSize(info.VirtualSize), info.ID, r.vm.opts.Now())
 	return r.vm.once(ctx, func(ctx context.Context) error {
 		return r.vm.target.PutPages(ctx, r.name, image.PaddedSize(info.VirtualSize), footer[:], checksum.Of(footer[:]), r.guard())
 	})
