@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -139,6 +141,7 @@ func (v *VM) foldInto(ctx context.Context, r *replica, d *disk, from catalog.Sna
 	p := v.newPutter(ctx, r.name, r.guard())
 	w := &foldWriter{vm: v, frames: fold.NewFrames(readers, applyCacheBytes), puts: p}
 	if err := errors.Join(w.run(f.Pieces), p.wait()); err != nil {
+		v.blameLocal(isSegmentFault(err))
 		return err
 	}
 	// An earlier attempt may have moved the end already: the snapshot tells.
@@ -189,7 +192,11 @@ func (v *VM) openSegments(ctx context.Context, d *disk, refs []catalog.SegmentRe
 			closers = append(closers, closer)
 		}
 		r, err := segment.Open(src, ref.Size)
+		if err == nil && uuid.UUID(r.Header().UUID).String() != ref.UUID {
+			err = fmt.Errorf("it is %x, the record says %s", r.Header().UUID, ref.UUID)
+		}
 		if err != nil {
+			v.blameLocal(closer != nil)
 			return nil, closeAll, fmt.Errorf("segment %s: %w", ref.Blob, err)
 		}
 		readers = append(readers, r)
@@ -197,9 +204,23 @@ func (v *VM) openSegments(ctx context.Context, d *disk, refs []catalog.SegmentRe
 	return readers, closeAll, nil
 }
 
+// blameLocal makes the next attempt read what the target holds, if a copy in the
+// spool turned out bad.
+func (v *VM) blameLocal(local bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.localBad = v.mu.localBad || local
+}
+
+func (v *VM) localGood() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return !v.mu.localBad
+}
+
 func (v *VM) segmentSource(ctx context.Context, d *disk, ref catalog.SegmentRef) (io.ReaderAt, io.Closer) {
 	for _, m := range v.deps.Spool.Manifests() {
-		if m.Generation == ref.Generation && m.Epoch == ref.Epoch {
+		if m.Generation == ref.Generation && m.Epoch == ref.Epoch && v.localGood() {
 			if f, err := v.deps.Spool.OpenSegment(m, d.src.ID()); err == nil {
 				return f, f
 			}

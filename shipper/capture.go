@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,13 +27,17 @@ var errVoid = errors.New("sealed view is lost")
 func (v *VM) captureStep(ctx context.Context) error {
 	v.captureGate.Lock()
 	defer v.captureGate.Unlock()
-	if v.state.get().Generation == 0 {
-		return nil
+	v.closeRemoved()
+	if st := v.state.get(); st.Generation == 0 || st.TakingOver != 0 {
+		return v.lost() // no generation to name an epoch with
+	}
+	if err := errors.Join(v.lost(), v.settle()); err != nil {
+		return err
 	}
 	if err := v.finish(ctx); err != nil {
 		return err
 	}
-	if err := v.enforceQuota(ctx); err != nil {
+	if err := v.enforceQuota(); err != nil {
 		return err
 	}
 	disks := v.disksIn(StageComplete)
@@ -55,13 +60,14 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 	}
 	v.noteSeal(epoch.Time())
 	v.opts.Hook(PointAfterSeal)
-	c := &capture{vm: v, epoch: epoch, complete: map[string]bool{}}
+	c := &capture{vm: v, epoch: epoch, complete: map[string]bool{}, unknown: map[string]int64{}}
 	for _, d := range disks {
 		c.complete[d.src.ID()] = true
 	}
 	switch err := c.spool(ctx, disks); {
 	case errors.Is(err, spool.ErrUnsettled):
-		return err // a manifest may or may not be there: nothing is captured before a restart has looked
+		v.setUnsettled(epoch) // its manifest may come back: merged back it would be in two epochs
+		return err
 	case err != nil:
 		return errors.Join(err, epoch.MergeBack())
 	}
@@ -83,6 +89,17 @@ func (v *VM) setUnfinished(u *unfinished) {
 	v.mu.unfinished = u
 }
 
+// unfinishedEpoch is the epoch that no later one may pass, 0 for none: its tables
+// need its segments.
+func (v *VM) unfinishedEpoch() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.unfinished == nil {
+		return 0
+	}
+	return v.mu.unfinished.manifest.Epoch
+}
+
 // finish brings an epoch with a manifest to its end; it may be repeated.
 func (v *VM) finish(ctx context.Context) error {
 	v.mu.Lock()
@@ -91,20 +108,70 @@ func (v *VM) finish(ctx context.Context) error {
 	if u == nil {
 		return nil
 	}
-	if err := v.commitTables(u.manifest); err != nil {
+	err := v.commitTables(u.manifest)
+	if isSegmentFault(err) {
+		return v.abandon(u)
+	}
+	if err != nil {
 		return err
 	}
-	if err := v.keepSizes(u.manifest); err != nil {
+	if err := v.keepFacts(u.manifest); err != nil {
 		return err
 	}
 	v.opts.Hook(PointAfterTable)
-	if err := u.epoch.Spooled(); err != nil {
+	if err := u.end(); err != nil {
 		return fmt.Errorf("end of epoch %d: %w", u.manifest.Epoch, err)
 	}
-	v.setUnfinished(nil)
 	v.noteSpooled(u.manifest)
+	v.setUnfinished(nil)
 	v.ship.wake()
 	return v.deps.Volume.Deactivate(ctx)
+}
+
+// end ends the epoch in the change log. One that was voided after its manifest
+// was read whole before; the log takes its blocks back nevertheless.
+func (u *unfinished) end() error {
+	if u.epoch.Voided() {
+		return u.epoch.MergeBack()
+	}
+	return u.epoch.Spooled()
+}
+
+// abandon gives up an epoch whose segment cannot be read back into its table.
+func (v *VM) abandon(u *unfinished) error {
+	if err := v.giveUp(u.manifest.Epoch); err != nil {
+		return fmt.Errorf("give up epoch %d: %w", u.manifest.Epoch, err)
+	}
+	if err := u.epoch.MergeBack(); err != nil {
+		return err
+	}
+	v.setUnfinished(nil)
+	return nil
+}
+
+func (v *VM) setUnsettled(e Epoch) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.unsettled = e
+}
+
+// settle merges an epoch back whose manifest was neither committed nor unlinked,
+// as soon as it is unlinked for sure. Until then the VM does not capture.
+func (v *VM) settle() error {
+	v.mu.Lock()
+	e := v.mu.unsettled
+	v.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	if err := v.deps.Spool.Settle(); err != nil {
+		return err
+	}
+	if err := e.MergeBack(); err != nil {
+		return err
+	}
+	v.setUnsettled(nil)
+	return nil
 }
 
 // sealRequest lists what the capture reads besides the changed blocks.
@@ -131,8 +198,9 @@ type capture struct {
 	complete map[string]bool
 	manifest *spool.Manifest
 	draft    *spool.Draft
-	open     string // why the epoch is no state of the VM; empty: closed
-	room     int64  // blocks that may still be captured
+	unknown  map[string]int64 // by disk: unknown entries when its checksum was taken
+	open     string           // why the epoch is no state of the VM; empty: closed
+	room     int64            // blocks that may still be captured
 }
 
 // leaveOpen notes the first reason why this epoch is never offered.
@@ -156,20 +224,32 @@ func (c *capture) spool(ctx context.Context, disks []*disk) error {
 	}
 	c.draft = draft
 	c.manifest = c.newManifest(st.Generation)
+	err = c.write(ctx)
+	if err == nil {
+		err = draft.Commit(c.manifest)
+	}
+	if err != nil {
+		return errors.Join(err, draft.Abort())
+	}
+	return nil
+}
+
+// write fills the draft and its manifest.
+func (c *capture) write(ctx context.Context) error {
 	for _, d := range c.vm.disks() {
 		if d.state.get().Key == "" {
 			continue // not known to the target yet
 		}
 		if err := c.disk(ctx, d); err != nil {
-			return errors.Join(err, draft.Abort())
+			return err
 		}
 	}
 	c.judge()
 	c.vm.opts.Hook(PointBeforeManifest)
 	if c.epoch.Voided() {
-		return errors.Join(errVoid, draft.Abort())
+		return errVoid
 	}
-	return draft.Commit(c.manifest)
+	return nil
 }
 
 func (c *capture) newManifest(generation uint64) *spool.Manifest {
@@ -260,7 +340,9 @@ func (c *capture) judge() {
 		c.leaveOpen("a block could not be saved before the guest overwrote it")
 	}
 	for _, md := range c.manifest.Disks {
-		if md.State == spool.Complete && !md.SumKnown {
+		d := c.vm.diskByID(md.ID)
+		doubted := d != nil && d.table() != nil && d.table().UnknownCount() > c.unknown[md.ID]
+		if md.State == spool.Complete && (!md.SumKnown || doubted) {
 			c.leaveOpen(fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name))
 		}
 	}
@@ -279,7 +361,8 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 	} else {
 		d.setInfo(info, nil)
 	}
-	resized := d.state.get().VirtualSize != info.VirtualSize
+	st := d.state.get()
+	resized := st.Resized || st.VirtualSize != info.VirtualSize
 	md.Format, md.VirtualSize = info.Format, info.VirtualSize
 	dc := &diskCapture{capture: c, disk: d, table: d.table(), info: info, view: ed, page: make([]byte, captureRun*extent.BlockSize)}
 	if resized { // the fold must see the new size, changed blocks or not
@@ -290,8 +373,9 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 	if err := dc.run(ctx); err != nil {
 		return err
 	}
+	c.unknown[d.src.ID()] = dc.table.UnknownCount()
 	if dc.out == nil {
-		md.DiskSum, md.SumKnown = d.table().DiskSum()
+		md.DiskSum, md.SumKnown = dc.table.DiskSum()
 		return nil
 	}
 	return dc.end(md)
@@ -474,11 +558,12 @@ func (v *VM) commitTables(m *spool.Manifest) error {
 
 func (v *VM) commitTable(m *spool.Manifest, md spool.ManifestDisk) error {
 	d := v.diskByID(md.ID)
-	if d == nil || d.table() == nil {
-		return nil // removed meanwhile: no table of it will be asked again
+	if d == nil {
+		return v.markGone(md.ID) // its table misses this epoch
 	}
-	if m.Epoch <= d.table().Position() {
-		return nil
+	st, table := d.state.get(), d.table()
+	if st.Stage != StageComplete || m.Epoch <= st.Base || table == nil || m.Epoch <= table.Position() {
+		return nil // in the table, or of an earlier life of the disk
 	}
 	f, err := v.deps.Spool.OpenSegment(m, md.ID)
 	if err != nil {
@@ -489,7 +574,7 @@ func (v *VM) commitTable(m *spool.Manifest, md spool.ManifestDisk) error {
 	if err != nil {
 		return err
 	}
-	return d.table().Commit(m.Epoch, diskBlocks(md.VirtualSize), r.Changes())
+	return table.Commit(m.Epoch, diskBlocks(md.VirtualSize), r.Changes())
 }
 
 // noteSeal keeps the time of the newest seal for the status.
@@ -514,16 +599,30 @@ func (v *VM) newestManifest() uint64 {
 	return v.mu.newestEpoch
 }
 
-// keepSizes makes the sizes of an epoch the disks' own.
-func (v *VM) keepSizes(m *spool.Manifest) error {
+// keepFacts makes the sizes of an epoch the disks' own, and notes whom it carries.
+func (v *VM) keepFacts(m *spool.Manifest) error {
+	var carried []string
 	for _, md := range m.Disks {
-		d := v.diskByID(md.ID)
-		if md.State != spool.Complete || d == nil || d.state.get().VirtualSize == md.VirtualSize {
+		if md.State != spool.Complete {
 			continue
 		}
-		if err := d.state.update(func(s *diskRecord) { s.VirtualSize = md.VirtualSize }); err != nil {
+		carried = append(carried, md.ID)
+		d := v.diskByID(md.ID)
+		if d == nil || m.Epoch <= d.state.get().Base {
+			continue
+		}
+		if st := d.state.get(); st.VirtualSize == md.VirtualSize && !st.Resized && st.MostBytes >= md.VirtualSize {
+			continue
+		}
+		err := d.state.update(func(s *diskRecord) {
+			s.VirtualSize, s.MostBytes, s.Resized = md.VirtualSize, max(s.MostBytes, md.VirtualSize), false
+		})
+		if err != nil {
 			return err
 		}
 	}
-	return nil
+	if slices.Equal(carried, v.state.get().Carried) {
+		return nil
+	}
+	return v.state.update(func(s *vmRecord) { s.Carried = carried })
 }

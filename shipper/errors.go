@@ -58,3 +58,22 @@ func targetLost(vm, what string) error {
 		Action: "check target.url; if the replica was deleted on purpose, remove the VM's state with: vhdrelay unprotect " + vm,
 		Err:    fmt.Errorf("vm %s: %s: %w", vm, what, ErrLost)}
 }
+
+// lost is the error of a writer that found another generation in vm.json, nil as
+// long as it is the writer. It is sticky: such a writer never writes again by
+// itself (I7), not even when the other one has gone.
+func (v *VM) lost() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.lostTo
+}
+
+// lose makes us a lost writer.
+func (v *VM) lose(doc catalog.VMDoc, ours uint64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.lostTo == nil {
+		v.mu.lostTo = fenced(v.opts.Name, doc, ours)
+	}
+	return v.mu.lostTo
+}

@@ -53,9 +53,6 @@ func (v *VM) forced() bool {
 func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
 	v.mu.Lock()
 	due := at.Sub(v.mu.unchanged) >= unchangedEvery
-	if due {
-		v.mu.unchanged = at
-	}
 	v.mu.Unlock()
 	select {
 	case <-v.connected:
@@ -71,6 +68,10 @@ func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
 	})
 	if err != nil {
 		v.opts.Log.Debug("vm.json not refreshed", "cause", err)
+		return nil // the capture stage must not stop for it
 	}
-	return nil // the capture stage must not stop for it
+	v.mu.Lock()
+	v.mu.unchanged = at
+	v.mu.Unlock()
+	return nil
 }

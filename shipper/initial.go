@@ -28,7 +28,7 @@ func (v *VM) initialStep(ctx context.Context) error {
 		if d.state.get().Stage == StageComplete {
 			continue
 		}
-		if err := v.replicateInitially(ctx, d); err != nil && first == nil {
+		if err := v.replicateInitially(ctx, d); err != nil && first == nil && v.stillHere(d) {
 			first = fmt.Errorf("disk %s: initial replication: %w", d.src.Name(), err)
 		}
 		if ctx.Err() != nil {
@@ -74,7 +74,7 @@ func (v *VM) enroll(ctx context.Context, d *disk, info image.Info) error {
 			return err
 		}
 		err = d.state.update(func(s *diskRecord) {
-			*s = diskRecord{Key: key, Stage: StageInitial, Lease: newLease(), VirtualSize: info.VirtualSize}
+			*s = diskRecord{Key: key, Stage: StageInitial, Lease: newLease(), VirtualSize: info.VirtualSize, Former: s.Former}
 		})
 		if err != nil {
 			return err
@@ -99,11 +99,13 @@ func (v *VM) chooseKey(ctx context.Context, d *disk) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	key := d.src.Name()
+	taken := map[string]bool{}
 	for _, have := range doc.Disks {
-		if have.ID == key {
-			return key + "~" + d.src.ID()[:8], nil
-		}
+		taken[have.ID] = true
+	}
+	key := d.src.Name()
+	for n := 2; taken[key]; n++ {
+		key = fmt.Sprintf("%s~%d", d.src.Name(), n)
 	}
 	return key, nil
 }
@@ -124,40 +126,49 @@ func (v *VM) listDisk(ctx context.Context, d *disk, info image.Info) error {
 	})
 }
 
-// prepareReplica gives the replica its size and footer and the disk its table.
+// prepareReplica gives the replica its size and footer and the disk its table. A
+// new table takes holes for zeros that the replica holds, so the replica is cleared
+// for it each time: an earlier attempt may have put something else there.
 func (v *VM) prepareReplica(ctx context.Context, d *disk, r *replica, info image.Info) error {
+	size := image.ReplicaSize(info.VirtualSize)
 	st := d.state.get()
-	if st.VirtualSize != info.VirtualSize || r.size != image.ReplicaSize(info.VirtualSize) {
-		if err := v.restartInitial(ctx, d, r, info); err != nil {
+	fresh := !st.TableReady || st.VirtualSize != info.VirtualSize || r.size != size
+	if fresh {
+		if err := v.clearReplica(ctx, d, r, info); err != nil {
 			return err
 		}
 	}
 	if err := r.putFooter(ctx, info); err != nil {
 		return err
 	}
-	if d.state.get().TableReady {
+	if !fresh {
 		return v.openTable(d)
 	}
 	return v.initTable(d, info)
 }
 
-// restartInitial begins again with another size: the replica is emptied, the table forgotten.
-func (v *VM) restartInitial(ctx context.Context, d *disk, r *replica, info image.Info) error {
-	err := d.state.update(func(s *diskRecord) { s.TableReady, s.VirtualSize = false, info.VirtualSize })
+// clearReplica empties the replica and gives it its size; the table goes first.
+func (v *VM) clearReplica(ctx context.Context, d *disk, r *replica, info image.Info) error {
+	err := d.state.update(func(s *diskRecord) {
+		s.TableReady, s.VirtualSize, s.MostBytes = false, info.VirtualSize, info.VirtualSize
+	})
 	if err != nil {
 		return err
 	}
 	if err := d.closeTable(); err != nil {
 		return err
 	}
-	size := image.ReplicaSize(info.VirtualSize)
 	err = v.once(ctx, func(ctx context.Context) error {
-		if err := v.target.Resize(ctx, r.name, size, r.guard()); err != nil {
-			return err
-		}
-		return v.target.ClearPages(ctx, r.name, 0, size, r.guard())
+		return v.target.ClearPages(ctx, r.name, 0, r.size, r.guard())
 	})
-	r.size = size
+	size := image.ReplicaSize(info.VirtualSize)
+	if err != nil || r.size == size {
+		return err
+	}
+	err = v.once(ctx, func(ctx context.Context) error { return v.target.Resize(ctx, r.name, size, r.guard()) })
+	if err == nil {
+		r.size = size
+	}
 	return err
 }
 
@@ -250,6 +261,9 @@ func diskBlocks(virtualSize int64) extent.DiskBlock {
 // sendUnknown reads every unknown block as it is and puts it to the replica.
 func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica, info image.Info) error {
 	s := &sender{vm: v, src: d.src, info: info, table: d.table(), page: make([]byte, target.MaxPut)}
+	if s.table == nil {
+		return errRetired
+	}
 	s.puts = v.newPutter(ctx, r.name, r.guard())
 	err := s.sendAll()
 	return errors.Join(err, s.puts.wait(), s.table.Sync())
@@ -322,13 +336,22 @@ func (v *VM) complete(ctx context.Context, d *disk, r *replica, info image.Info)
 		return err
 	}
 	v.opts.Hook(PointAfterBaseSnapshot)
-	if err := d.state.update(func(s *diskRecord) { s.Stage, s.Base = StageComplete, base }); err != nil {
+	if err := v.enterEpochs(d); err != nil {
 		return err
 	}
 	v.opts.Log.Info("initial replication finished", "disk", d.src.Name(), "bytes", info.VirtualSize)
 	v.capture.wake()
 	v.notify()
 	return nil
+}
+
+// enterEpochs makes the disk complete between two captures, so that it is known
+// which epoch is the first to list it.
+func (v *VM) enterEpochs(d *disk) error {
+	v.captureGate.Lock()
+	defer v.captureGate.Unlock()
+	base := v.deps.Volume.LastEpoch()
+	return d.state.update(func(s *diskRecord) { s.Stage, s.Base = StageComplete, base })
 }
 
 // readLive fills p with the blocks of run as the image has them now; beyond the

@@ -1,11 +1,12 @@
 package shipper
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/segment"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 )
@@ -29,7 +30,7 @@ func (v *VM) pausedByQuota() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
-	case free < quota/4:
+	case free == 0 || free < quota/4:
 		v.mu.overQuota = true
 		if v.mu.catchUp == "" {
 			v.mu.catchUp = "the spool reached its quota"
@@ -75,7 +76,14 @@ func (v *VM) setCatchUp(why string) {
 
 // enforceQuota gives up spooled epochs when resting is not enough: the quota
 // shrank under what is there, or a segment cannot be shipped.
-func (v *VM) enforceQuota(ctx context.Context) error {
+func (v *VM) enforceQuota() error {
+	if v.deps.Spool.Bytes() > v.opts.Quota()/2 && v.spoolGate.TryLock() {
+		err := v.releaseShipped()
+		v.spoolGate.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 	v.mu.Lock()
 	from := v.mu.giveUpFrom
 	v.mu.Unlock()
@@ -85,7 +93,7 @@ func (v *VM) enforceQuota(ctx context.Context) error {
 	if from == 0 {
 		return nil
 	}
-	if err := v.giveUp(ctx, from); err != nil {
+	if err := v.giveUp(from); err != nil {
 		return fmt.Errorf("give up the spool from epoch %d: %w", from, err)
 	}
 	v.mu.Lock()
@@ -95,8 +103,7 @@ func (v *VM) enforceQuota(ctx context.Context) error {
 }
 
 // overflowFrom is the oldest epoch of the suffix to give up so that the rest fits
-// the quota, 0 if everything fits. An epoch whose record was attempted stays: it
-// may be a point already. It is one epoch at most, for records are made in order.
+// the quota, 0 if there is nothing to give up.
 func (v *VM) overflowFrom() uint64 {
 	quota := v.opts.Quota()
 	if v.deps.Spool.Bytes() <= quota {
@@ -104,16 +111,32 @@ func (v *VM) overflowFrom() uint64 {
 	}
 	var kept int64
 	for _, m := range v.deps.Spool.Manifests() {
-		for _, md := range m.Disks {
-			if md.Segment != nil {
-				kept += md.Segment.Size
-			}
-		}
-		if kept > quota && !m.RecordAttempted {
+		kept += m.SegmentBytes()
+		if kept > quota && m.Epoch >= v.giveable(m.Epoch) {
 			return m.Epoch
 		}
 	}
 	return 0
+}
+
+// giveable is the oldest epoch from which the spool may be given up, at or after
+// from. What the target holds stays. So does an epoch whose record was attempted:
+// it may be a point already, or become one by a late request, and its segments are
+// at the target. It is one epoch at most, for records are made in order.
+func (v *VM) giveable(from uint64) uint64 {
+	from = max(from, v.shippedThrough()+1)
+	for _, m := range v.deps.Spool.Manifests() {
+		if m.RecordAttempted && m.Epoch >= from {
+			from = m.Epoch + 1
+		}
+	}
+	return from
+}
+
+// shippedThrough is the newest epoch whose segments the target holds for sure.
+func (v *VM) shippedThrough() uint64 {
+	st := v.state.get()
+	return max(st.Recorded.Epoch, st.UnrecordedThrough)
 }
 
 // requestGiveUp asks the capture stage, which owns change sets and tables, to
@@ -131,16 +154,17 @@ func (v *VM) requestGiveUp(from uint64) {
 // carried: the intent is durable first, then all its entries are durably
 // unknown, so that the next captures carry them, only then files go (I4). The
 // caller is the capture stage, so no epoch is in capture.
-func (v *VM) giveUp(ctx context.Context, from uint64) error {
-	v.mu.Lock()
-	if v.mu.stopShipping != nil {
-		v.mu.stopShipping(errGiveUp)
-	}
-	v.mu.Unlock()
+func (v *VM) giveUp(from uint64) error {
+	v.stopForGiveUp()
 	v.spoolGate.Lock()
 	defer v.spoolGate.Unlock()
-	st := v.state.get()
-	from = max(from, st.Recorded.Epoch+1, st.UnrecordedThrough+1)
+	v.mu.Lock()
+	v.mu.givingUp = false
+	v.mu.Unlock()
+	from = v.giveable(from)
+	if ms := v.deps.Spool.Manifests(); len(ms) == 0 || ms[len(ms)-1].Epoch < from {
+		return nil // the target has got it meanwhile
+	}
 	if err := v.deps.Spool.IntendGiveUp(from); err != nil {
 		return err
 	}
@@ -148,17 +172,21 @@ func (v *VM) giveUp(ctx context.Context, from uint64) error {
 	return v.redoGiveUp(from)
 }
 
+// stopForGiveUp ends the upload that a give-up would wait for: a hanging target
+// could hold it up for long.
+func (v *VM) stopForGiveUp() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.givingUp = true
+	if v.mu.stopShipping != nil {
+		v.mu.stopShipping(errGiveUp)
+	}
+}
+
 // redoGiveUp is the part of a give-up that is done again after a crash.
 func (v *VM) redoGiveUp(from uint64) error {
-	for _, m := range v.deps.Spool.Manifests() {
-		if m.Epoch < from {
-			continue
-		}
-		for _, md := range m.Disks {
-			if err := v.forgetSegment(m, md); err != nil {
-				return fmt.Errorf("disk %s, epoch %d: %w", md.Name, m.Epoch, err)
-			}
-		}
+	if err := v.forgetFrom(from); err != nil {
+		return err
 	}
 	v.opts.Hook(PointAfterForget)
 	if err := v.deps.Spool.FinishGiveUp(); err != nil {
@@ -170,7 +198,46 @@ func (v *VM) redoGiveUp(from uint64) error {
 		v.mu.catchUp = "spooled epochs were given up"
 	}
 	v.mu.Unlock()
+	v.ship.wake()
 	v.opts.Log.Warn("spooled epochs given up; their blocks are captured again", "from_epoch", from)
+	return nil
+}
+
+// forgetFrom makes everything unknown that epochs from one on carry.
+func (v *VM) forgetFrom(from uint64) error {
+	for _, damage := range v.deps.Spool.Damaged() {
+		if damage.Epoch >= from {
+			// Its manifest may be unreadable, so nobody knows whom it carries.
+			return v.forgetAll(fmt.Sprintf("epoch %d in the spool is damaged", damage.Epoch))
+		}
+	}
+	for _, m := range v.deps.Spool.Manifests() {
+		if m.Epoch < from {
+			continue
+		}
+		for _, md := range m.Disks {
+			if md.State != spool.Complete {
+				continue
+			}
+			if err := v.forgetSegment(m, md); err != nil {
+				return fmt.Errorf("disk %s, epoch %d: %w", md.Name, m.Epoch, err)
+			}
+		}
+	}
+	return nil
+}
+
+// forgetAll makes every entry of every complete disk unknown.
+func (v *VM) forgetAll(why string) error {
+	for _, d := range v.disksIn(StageComplete) {
+		if d.table() == nil {
+			continue
+		}
+		v.opts.Log.Warn("the whole disk is captured anew", "disk", d.src.Name(), "cause", why)
+		if err := v.forgetDisk(d, DiskRange{End: d.table().Blocks()}); err != nil {
+			return fmt.Errorf("disk %s: %w", d.src.Name(), err)
+		}
+	}
 	return nil
 }
 
@@ -178,15 +245,42 @@ func (v *VM) redoGiveUp(from uint64) error {
 // segment that cannot be read, of the whole disk.
 func (v *VM) forgetSegment(m *spool.Manifest, md spool.ManifestDisk) error {
 	d := v.diskByID(md.ID)
-	if md.Segment == nil || d == nil || d.table() == nil {
+	if d == nil {
+		return v.markGone(md.ID)
+	}
+	if d.table() == nil || m.Epoch <= d.state.get().Base {
 		return nil
+	}
+	if md.Segment == nil {
+		return v.forgetDisk(d)
 	}
 	ranges, err := v.segmentRanges(m, md)
 	if err != nil {
-		v.opts.Log.Warn("segment cannot be read; the whole disk is compared", "disk", md.Name, "epoch", m.Epoch, "cause", err)
+		v.opts.Log.Warn("segment cannot be read; the whole disk is captured anew", "disk", md.Name, "epoch", m.Epoch, "cause", err)
 		ranges = []DiskRange{{End: d.table().Blocks()}}
 	}
-	return d.table().Forget(ranges...)
+	return v.forgetDisk(d, ranges...)
+}
+
+// forgetDisk makes entries unknown, and with them those of every block that the
+// disk ever had: the target has not seen it shrink. Its next epoch tells the size.
+func (v *VM) forgetDisk(d *disk, ranges ...DiskRange) error {
+	if err := d.state.update(func(s *diskRecord) { s.Resized = true }); err != nil {
+		return err
+	}
+	t, st := d.table(), d.state.get()
+	if had, most := t.Blocks(), diskBlocks(st.MostBytes); had < most {
+		// Only a commit grows a table, and only an epoch that no manifest has may do it.
+		epoch := max(v.deps.Volume.LastEpoch(), t.Position()) + 1
+		if err := v.deps.Volume.RaiseEpoch(epoch); err != nil {
+			return err
+		}
+		if err := t.Commit(epoch, most, func(func(checksum.Change, error) bool) {}); err != nil {
+			return err
+		}
+		ranges = append(ranges, DiskRange{Start: had, End: most})
+	}
+	return t.Forget(clipped(ranges, t.Blocks())...)
 }
 
 func (v *VM) segmentRanges(m *spool.Manifest, md spool.ManifestDisk) ([]DiskRange, error) {
@@ -207,20 +301,20 @@ func (v *VM) segmentRanges(m *spool.Manifest, md spool.ManifestDisk) ([]DiskRang
 }
 
 // redo brings local state to where it was going before a crash: tables after
-// their manifests, in order, then a give-up that was begun.
+// their manifests, in order, then a give-up that was begun. Epochs that are being
+// given up are no part of the first: what they carry is forgotten, and would come
+// back.
 func (v *VM) redo() error {
 	for _, m := range v.deps.Spool.Manifests() {
-		err := v.commitTables(m)
-		if err == nil {
-			continue
+		if from, pending := v.deps.Spool.GiveUpFrom(); pending && m.Epoch >= from {
+			break
 		}
-		if !errors.Is(err, spool.ErrMissing) && !isSegmentFault(err) {
+		if err := v.redoEpoch(m); err != nil {
 			return fmt.Errorf("vm %s: redo of epoch %d: %w", v.opts.Name, m.Epoch, err)
 		}
-		if err := v.deps.Spool.IntendGiveUp(m.Epoch); err != nil {
-			return err
-		}
-		break
+	}
+	if err := v.redoDamaged(); err != nil {
+		return fmt.Errorf("vm %s: damaged spool: %w", v.opts.Name, err)
 	}
 	if from, pending := v.deps.Spool.GiveUpFrom(); pending {
 		return v.redoGiveUp(from)
@@ -228,8 +322,53 @@ func (v *VM) redo() error {
 	return nil
 }
 
-// isSegmentFault tells a damaged segment from a table that cannot be written.
+func (v *VM) redoEpoch(m *spool.Manifest) error {
+	err := v.commitTables(m)
+	switch {
+	case err == nil:
+		return v.keepFacts(m)
+	case !isSegmentFault(err):
+		return err
+	case m.Epoch >= v.giveable(m.Epoch):
+		return v.deps.Spool.IntendGiveUp(m.Epoch)
+	}
+	return v.forgetAll(err.Error()) // the target holds it, and the tables will never learn what
+}
+
+// redoDamaged takes epochs out of the spool that cannot be used, for nothing can
+// be captured beside them: those that the target holds are released, the others
+// given up. One without a readable manifest may have its record at the target: then
+// only a new generation is safe.
+func (v *VM) redoDamaged() error {
+	for _, damage := range v.deps.Spool.Damaged() {
+		if damage.Epoch <= v.shippedThrough() {
+			if err := v.releaseThrough(damage.Epoch); err != nil {
+				return err
+			}
+			continue
+		}
+		if !v.readable(damage.Epoch) {
+			why := fmt.Sprintf("the manifest of epoch %d could not be read", damage.Epoch)
+			if err := v.state.update(func(s *vmRecord) { s.Distrust = why }); err != nil {
+				return err
+			}
+		}
+		if damage.Epoch >= v.giveable(damage.Epoch) {
+			if err := v.deps.Spool.IntendGiveUp(damage.Epoch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v *VM) readable(epoch uint64) bool {
+	return slices.ContainsFunc(v.deps.Spool.Manifests(), func(m *spool.Manifest) bool { return m.Epoch == epoch })
+}
+
+// isSegmentFault tells a missing or damaged segment from a table that cannot be
+// written.
 func isSegmentFault(err error) bool {
 	var e *segment.Error
-	return errors.As(err, &e)
+	return errors.Is(err, spool.ErrMissing) || errors.Is(err, spool.ErrSegment) || errors.As(err, &e)
 }

@@ -81,12 +81,16 @@ func (r *replica) seal(ctx context.Context, at catalog.PointID, kind string) err
 		return err
 	}
 	r.vm.opts.Hook(PointBeforeSnapshot)
+	asked := false
 	err := r.vm.repeat(ctx, func(ctx context.Context) error {
-		taken, err := r.hasSnapshot(ctx, at, kind)
-		if err != nil || taken {
-			return err
+		// One that was there before we asked is of another attempt: a base's bytes may have changed since.
+		if asked {
+			if taken, err := r.hasSnapshot(ctx, at, kind); err != nil || taken {
+				return err
+			}
 		}
-		_, err = r.vm.target.Snapshot(ctx, r.name, r.lease, r.etag, catalog.SnapshotMetadata(at, kind))
+		asked = true
+		_, err := r.vm.target.Snapshot(ctx, r.name, r.lease, r.etag, catalog.SnapshotMetadata(at, kind))
 		return err
 	})
 	if err != nil {
@@ -106,6 +110,9 @@ func (r *replica) hasSnapshot(ctx context.Context, at catalog.PointID, kind stri
 
 // checkGeneration reads vm.json: a writer whose generation it no longer names is lost.
 func (v *VM) checkGeneration(ctx context.Context) error {
+	if err := v.lost(); err != nil {
+		return err
+	}
 	var doc catalog.VMDoc
 	err := v.repeat(ctx, func(ctx context.Context) (err error) {
 		doc, _, err = catalog.LoadVM(ctx, v.target, v.opts.Name)
@@ -117,10 +124,24 @@ func (v *VM) checkGeneration(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if ours := v.state.get().Generation; doc.Generation != ours {
-		return fenced(v.opts.Name, doc, ours)
+	if ours := v.generation(); doc.Generation != ours {
+		return v.lose(doc, ours)
 	}
+	v.noteDescribed(doc)
 	return nil
+}
+
+// noteDescribed keeps what vm.json says of the disks.
+func (v *VM) noteDescribed(doc catalog.VMDoc) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.described = slices.Clone(doc.Disks)
+}
+
+// generation is ours, the one that we are taking over included.
+func (v *VM) generation() uint64 {
+	st := v.state.get()
+	return max(st.Generation, st.TakingOver)
 }
 
 func newLease() string { return uuid.NewString() }

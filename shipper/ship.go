@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -22,9 +23,11 @@ func (v *VM) shipStep(ctx context.Context) error {
 	for ctx.Err() == nil {
 		m := v.nextToShip()
 		if m == nil {
-			return nil
+			return v.lost()
 		}
-		if err := v.shipEpoch(ctx, m); err != nil {
+		if err := v.shipEpoch(ctx, m); errors.Is(err, errGiveUp) {
+			return nil // its end wakes us
+		} else if err != nil {
 			return fmt.Errorf("ship epoch %d: %w", m.Epoch, err)
 		}
 		v.notify()
@@ -33,32 +36,58 @@ func (v *VM) shipStep(ctx context.Context) error {
 }
 
 // nextToShip is the oldest manifest that is neither recorded nor among the
-// unrecorded segments at the target.
+// unrecorded segments at the target, and whose tables are written: an epoch at the
+// target is released, and its tables need its segments.
 func (v *VM) nextToShip() *spool.Manifest {
-	st := v.state.get()
+	through, unfinished := v.shippedThrough(), v.unfinishedEpoch()
 	for _, m := range v.deps.Spool.Manifests() {
-		if m.Epoch > max(st.Recorded.Epoch, st.UnrecordedThrough) {
+		if unfinished != 0 && m.Epoch >= unfinished {
+			return nil
+		}
+		if m.Epoch > through {
 			return m
 		}
 	}
 	return nil
 }
 
-// shipEpoch uploads the segments of one epoch and, if it is closed, makes it a point.
+// shipEpoch brings one epoch to the target, unless a give-up is faster.
 func (v *VM) shipEpoch(ctx context.Context, m *spool.Manifest) error {
-	ctx, done := v.enterGate(ctx)
+	gated, done, err := v.enterGate(ctx)
+	if err != nil {
+		return err
+	}
 	defer done()
-	if !v.stillSpooled(m) {
+	if m = v.stillSpooled(m); m == nil {
 		return nil // given up while we waited
 	}
+	err = v.shipInGate(gated, m)
+	if err != nil && ctx.Err() == nil && context.Cause(gated) == error(errGiveUp) {
+		return nil // what is left of the spool is looked at again
+	}
+	return err
+}
+
+// shipInGate uploads the segments of one epoch and, if it is closed, makes it a
+// point.
+func (v *VM) shipInGate(ctx context.Context, m *spool.Manifest) error {
+	if err := v.checkGeneration(ctx); err != nil {
+		return err
+	}
 	refs, err := v.upload(ctx, m)
-	if errors.Is(err, errDamaged) || errors.Is(err, spool.ErrMissing) {
+	if errors.Is(err, errDamaged) || isSegmentFault(err) {
 		v.requestGiveUp(m.Epoch)
 	}
 	if err != nil {
 		return err
 	}
 	v.opts.Hook(PointAfterUpload)
+	if err := v.judgeAgain(m); err != nil {
+		return err
+	}
+	if err := v.describeDisks(ctx, m); err != nil {
+		return err
+	}
 	if m.Closed {
 		err = v.record(ctx, m, refs)
 	} else {
@@ -70,6 +99,65 @@ func (v *VM) shipEpoch(ctx context.Context, m *spool.Manifest) error {
 	v.opts.Hook(PointAfterCounted)
 	v.noteShipped(v.cycleOf(m))
 	return v.releaseShipped()
+}
+
+// judgeAgain leaves an epoch open if an entry has become unknown since its
+// manifest: the target may not hold what the table said (DESIGN §4). An attempted
+// record stands.
+func (v *VM) judgeAgain(m *spool.Manifest) error {
+	if !m.Closed || m.RecordAttempted {
+		return nil
+	}
+	for _, md := range m.Disks {
+		d := v.diskByID(md.ID)
+		if md.State != spool.Complete || d == nil || d.table() == nil || d.state.get().Stage != StageComplete || d.table().UnknownCount() == 0 {
+			continue
+		}
+		m.Closed, m.OpenReason = false, fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name)
+		v.noteOpen(m.OpenReason)
+		return v.deps.Spool.Update(m)
+	}
+	return nil
+}
+
+func (v *VM) noteOpen(reason string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.openReason = reason
+}
+
+// describeDisks brings the list of disks in vm.json to where an epoch has it: the
+// sizes, and who is gone, so that the latest point does not wait for it.
+func (v *VM) describeDisks(ctx context.Context, m *spool.Manifest) error {
+	listed := map[string]spool.ManifestDisk{}
+	for _, md := range m.Disks {
+		listed[v.keyOf(md.ID, md.Name, m.Epoch)] = md
+	}
+	here := map[string]bool{}
+	for _, d := range v.disks() {
+		here[d.state.get().Key] = true
+	}
+	change := func(docs []catalog.DiskDoc) {
+		for i, have := range docs {
+			md, ok := listed[have.ID]
+			docs[i].Removed = !ok && !here[have.ID]
+			if ok && md.State == spool.Complete {
+				docs[i].Name, docs[i].Format, docs[i].VirtualSize = md.Name, string(md.Format), md.VirtualSize
+			}
+		}
+	}
+	v.mu.Lock()
+	known := v.mu.described
+	v.mu.Unlock()
+	wanted := slices.Clone(known)
+	change(wanted)
+	if known != nil && slices.Equal(known, wanted) {
+		return nil
+	}
+	return v.updateDoc(ctx, func(doc *catalog.VMDoc) error {
+		change(doc.Disks)
+		return nil
+	})
 }
 
 func (v *VM) cycleOf(m *spool.Manifest) Cycle {
@@ -241,44 +329,70 @@ func (v *VM) count(r catalog.Record) error {
 // any more: what is applied, or, when the quota presses, all that is shipped. An
 // apply that misses a segment reads it from the target.
 func (v *VM) releaseShipped() error {
-	st := v.state.get()
-	shipped := max(st.Recorded.Epoch, st.UnrecordedThrough)
-	pressed := v.deps.Spool.Bytes() > v.opts.Quota()/4
-	for _, m := range v.deps.Spool.Manifests() {
-		if m.Epoch > shipped || (!pressed && m.Epoch > st.Applied.Epoch) {
+	if v.deps.Spool.Bytes() > v.opts.Quota()/4 {
+		return v.releaseThrough(v.shippedThrough())
+	}
+	return v.releaseThrough(min(v.shippedThrough(), v.state.get().Applied.Epoch))
+}
+
+// releaseThrough drops epochs up to one, none whose tables are not written (I4).
+func (v *VM) releaseThrough(epoch uint64) error {
+	unfinished := v.unfinishedEpoch()
+	for _, have := range v.spooledEpochs() {
+		if have > epoch || unfinished != 0 && have >= unfinished {
 			break
 		}
-		if err := v.deps.Spool.Release(m.Epoch); err != nil {
-			return fmt.Errorf("release epoch %d: %w", m.Epoch, err)
+		if err := v.deps.Spool.Release(have); err != nil {
+			return fmt.Errorf("release epoch %d: %w", have, err)
 		}
 	}
 	return nil
 }
 
+// spooledEpochs are the numbers of all epochs in the spool, damaged ones too.
+func (v *VM) spooledEpochs() []uint64 {
+	var all []uint64
+	for _, m := range v.deps.Spool.Manifests() {
+		all = append(all, m.Epoch)
+	}
+	for _, d := range v.deps.Spool.Damaged() {
+		all = append(all, d.Epoch)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // enterGate keeps a give-up away while one epoch is shipped; a give-up that waits
-// cancels the work, which a hanging target could hold up for long.
-func (v *VM) enterGate(ctx context.Context) (context.Context, func()) {
+// goes first, and cancels the work that is under way.
+func (v *VM) enterGate(ctx context.Context) (context.Context, func(), error) {
 	v.spoolGate.Lock()
-	ctx, cancel := context.WithCancelCause(ctx)
+	gated, cancel := context.WithCancelCause(ctx)
 	v.mu.Lock()
+	waiting := v.mu.givingUp
 	v.mu.stopShipping = cancel
 	v.mu.Unlock()
-	return ctx, func() {
+	done := func() {
 		v.mu.Lock()
 		v.mu.stopShipping = nil
 		v.mu.Unlock()
 		cancel(nil)
 		v.spoolGate.Unlock()
 	}
+	if waiting {
+		done()
+		return nil, nil, errGiveUp
+	}
+	return gated, done, nil
 }
 
-func (v *VM) stillSpooled(m *spool.Manifest) bool {
+// stillSpooled is the manifest as it is in the spool now, nil if it is there no more.
+func (v *VM) stillSpooled(m *spool.Manifest) *spool.Manifest {
 	for _, have := range v.deps.Spool.Manifests() {
 		if have.Epoch == m.Epoch {
-			return true
+			return have
 		}
 	}
-	return false
+	return nil
 }
 
 // errGiveUp stops the upload of an epoch that is given up.

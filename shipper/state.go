@@ -1,6 +1,7 @@
 package shipper
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -46,6 +47,9 @@ type diskRecord struct {
 	VirtualSize int64  `json:"virtual_size"`
 	TableReady  bool   `json:"table_ready"` // the table is initialised and synced
 	Base        uint64 `json:"base"`        // the first epoch that lists the disk complete is later
+	MostBytes   int64  `json:"most_bytes"`  // the largest virtual size it has had
+	// Resized: the next epoch carries the size even if nothing else differs.
+	Resized bool `json:"resized,omitempty"`
 	// Gone: the disk left the VM, and epochs went by that do not carry it.
 	Gone   bool        `json:"gone,omitempty"`
 	Former []formerKey `json:"former,omitempty"`
@@ -76,8 +80,12 @@ type document[T any] struct {
 	mu   struct {
 		sync.Mutex // held over the synced write: writers of one document are rare
 		val        T
+		retired    bool
 	}
 }
+
+// errRetired is a document whose object another one has taken the place of.
+var errRetired = errors.New("disk was removed")
 
 func openDocument[T any](docs Documents, key string) (*document[T], bool, error) {
 	d := &document[T]{docs: docs, key: key}
@@ -96,6 +104,9 @@ func (d *document[T]) get() T {
 func (d *document[T]) update(change func(*T)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.mu.retired {
+		return errRetired
+	}
 	next := d.mu.val
 	change(&next)
 	if err := d.docs.Save(d.key, next); err != nil {
@@ -103,4 +114,11 @@ func (d *document[T]) update(change func(*T)) error {
 	}
 	d.mu.val = next
 	return nil
+}
+
+// retire refuses all later updates: the document may have another object soon.
+func (d *document[T]) retire() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.retired = true
 }

@@ -19,13 +19,13 @@ type Progress struct {
 // the recovery point that holds everything answered before the call. progress
 // may be nil.
 func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoch uint64, point catalog.PointID, err error) {
-	before := v.deps.Volume.LastEpoch()
-	v.mu.Lock()
-	v.mu.wanted = max(v.mu.wanted, before+1)
-	v.mu.Unlock()
+	before, generation := v.want(), v.state.get().Generation
 	v.wakeAll()
 	for {
 		moved := v.movement()
+		if now := v.state.get().Generation; now != generation {
+			before, generation = v.want(), now // a takeover's cut may have any number, and holds nothing of ours
+		}
 		if epoch = v.newestManifest(); epoch > before && !wait {
 			return epoch, point, nil
 		}
@@ -44,6 +44,15 @@ func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoc
 		case <-moved:
 		}
 	}
+}
+
+// want asks for an epoch and returns the newest number that will not do.
+func (v *VM) want() uint64 {
+	before := v.deps.Volume.LastEpoch()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.wanted = max(v.mu.wanted, before+1)
+	return before
 }
 
 // blocked is the error of a stage on the way to a point that only an operator can help.
@@ -94,6 +103,7 @@ func (v *VM) SealLast(ctx context.Context) error {
 
 // Close closes the tables; no stage may run any more.
 func (v *VM) Close() error {
+	v.closeRemoved()
 	var errs []error
 	for _, d := range v.disks() {
 		errs = append(errs, d.closeTable())

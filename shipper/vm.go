@@ -2,8 +2,10 @@ package shipper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -91,12 +93,13 @@ type VM struct {
 		sync.Mutex   // never held over I/O
 		disks        map[string]*disk
 		order        []string
+		removed      []*disk           // their tables are open still
 		records      []catalog.Record  // live points, oldest first
 		overQuota    bool              // sealing is paused by the quota
 		catchUp      string            // why points are paused: the cause of the resynchronization
 		openReason   string            // why the newest epoch is open
 		wanted       uint64            // somebody asked for an epoch of this number or a later one, changes or not
-		lost         error             // vm.json names another generation: nothing is written any more (I7)
+		lostTo       error             // vm.json names another generation: nothing is written any more (I7)
 		localBad     bool              // a spooled copy is damaged: an apply reads what the target holds
 		givingUp     bool              // a give-up waits for the ship stage
 		unsettled    Epoch             // its manifest could not be committed nor unlinked
@@ -248,7 +251,11 @@ func (v *VM) reopenTable(d *disk) error {
 	if d.state.get().Stage != StageComplete { // the initial replication begins again
 		return d.state.update(func(r *diskRecord) { r.TableReady = false })
 	}
-	t, err := v.newTable(d, d.state.get().VirtualSize)
+	st := d.state.get()
+	if err := d.state.update(func(r *diskRecord) { r.Resized = true }); err != nil {
+		return err
+	}
+	t, err := v.newTable(d, max(st.VirtualSize, st.MostBytes))
 	if err != nil {
 		return err
 	}
@@ -259,14 +266,48 @@ func (v *VM) reopenTable(d *disk) error {
 // RemoveDisk takes a disk out; its replica stays until its last point is pruned.
 func (v *VM) RemoveDisk(id string) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
+	d := v.mu.disks[id]
 	delete(v.mu.disks, id)
-	for i, have := range v.mu.order {
-		if have == id {
-			v.mu.order = append(v.mu.order[:i:i], v.mu.order[i+1:]...)
-			break
-		}
+	v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(have string) bool { return have == id })
+	if d != nil {
+		v.mu.removed = append(v.mu.removed, d)
 	}
+	v.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if err := d.state.update(func(r *diskRecord) { r.Gone = true }); err != nil {
+		// If the disk comes back, Carried tells the same, unless it does so within one epoch.
+		v.opts.Log.Warn("removal of a disk not noted", "disk", d.src.Name(), "cause", err)
+	}
+	d.state.retire() // a stage may be at work on the disk still
+	// And on the table: it is closed between two captures.
+	if err := os.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		v.opts.Log.Warn("table of a removed disk is left over", "disk", d.src.Name(), "cause", err)
+	}
+}
+
+// closeRemoved closes what removed disks left open.
+func (v *VM) closeRemoved() {
+	v.mu.Lock()
+	removed := v.mu.removed
+	v.mu.removed = nil
+	v.mu.Unlock()
+	for _, d := range removed {
+		_ = d.closeTable() // nothing of it is needed any more
+	}
+}
+
+// stillHere tells whether a disk is in the pipeline, and not another of its id.
+func (v *VM) stillHere(d *disk) bool { return v.diskByID(d.src.ID()) == d }
+
+// markGone notes of a disk that is not here that its table missed an epoch.
+func (v *VM) markGone(id string) error {
+	state, found, err := openDocument[diskRecord](v.deps.Docs, v.diskKey(id))
+	if err != nil || !found || state.get().Gone {
+		return err
+	}
+	return state.update(func(r *diskRecord) { r.Gone = true })
 }
 
 func (v *VM) tablePath(d *disk) string {
