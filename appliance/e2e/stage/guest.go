@@ -58,7 +58,7 @@ func newGuest(ctx context.Context, e *Env, r *Report, appliance *rig.Rig, disks 
 	g := &guest{env: e, report: r, rig: appliance, vm: "stamped", disks: disks, scratch: filepath.Join(appliance.Dir, "export")}
 	g.load.Seed = e.Seed
 	for _, d := range disks {
-		g.load.Span = append(g.load.Span, d.span/stamp.BlockSize)
+		g.load.Span = append(g.load.Span, stamp.Span{To: d.span / stamp.BlockSize})
 		if err := createDisk(ctx, filepath.Join(appliance.Source, g.vm, d.name), d.size); err != nil {
 			return nil, err
 		}

@@ -19,7 +19,7 @@ const checkEvery = 3
 func Kills(ctx context.Context, e *Env, r *Report) error { return kills(ctx, e, r, e.count(100, 10)) }
 
 func kills(ctx context.Context, e *Env, r *Report, n int) (err error) {
-	g, _, end, err := setup(ctx, e, r, "kills", standardDisks)
+	g, _, end, err := setup(ctx, e, r, "kills", standardDisks, rig.Options{})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,12 @@ type Stage struct {
 
 // All are the stages in the order they run.
 var All = []Stage{
-	{"load", "stamped blocks under load: every point is one admissible cut", Load},
+	{"load", "a guest's load: every point is one admissible cut, file systems and database are whole", Load},
+	{"format", "the replica as downloaded is a fixed VHD to others", Format},
+	{"sparse", "24 GiB with little data: the data is moved, not the holes", Sparse},
+	{"outage", "the target away under load: no guest error, no slower write, within the quota", Outage},
+	{"quota", "a spool far too small for an outage: it converges, points resume", Quota},
+	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
 
@@ -118,9 +123,11 @@ func (e *Env) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(e.Seed
 // fresh is the stage's directory, empty.
 func (e *Env) fresh(name string) (string, error) {
 	dir := filepath.Join(e.Dir, name)
-	stale := &rig.Rig{Options: rig.Options{Mount: filepath.Join(dir, "mount")}}
-	stale.Detach()
-	if err := rig.Thaw(stale.Mount); err != nil {
+	mount := filepath.Join(dir, "mount")
+	for _, at := range []string{"sql", "tree", "check", "mount", "host"} {
+		rig.Detached(filepath.Join(dir, at))
+	}
+	if err := rig.Thaw(mount); err != nil {
 		return "", err
 	}
 	if err := os.RemoveAll(dir); err != nil {

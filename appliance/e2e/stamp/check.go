@@ -29,6 +29,7 @@ type Cut struct {
 	Newest     int64 // when the newest visible write was sent; 0: none of this history is visible
 	Included   int   // writes
 	Excluded   int
+	Lost       int       // CheckDurable: blocks that hold less than was written there
 	at         [][]int32 // per disk and block, how many versions of its history are included
 }
 
@@ -171,6 +172,35 @@ func (l *Log) wholeLocked(c *Cut) {
 			c.violate("%s is torn: %d of its blocks are included", w.describe(l.first+uint64(index)), count[index])
 		}
 	}
+}
+
+// CheckDurable judges what a store holds after a power cut: every block is one of its versions, not older than the newest
+// that the guest was told is on stable storage. Order and wholeness are not promised to a guest that does not sync.
+func (l *Log) CheckDurable(images []Image) *Cut {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := &Cut{}
+	for disk, im := range images {
+		l.placeLocked(c, disk, im, NoBounds)
+	}
+	if !c.OK() {
+		return c
+	}
+	for disk := range c.at {
+		for b, included := range c.at[disk] {
+			h := l.mu.history[disk][b]
+			if int(included) < len(h) {
+				c.Lost++
+			}
+			for i := len(h) - 1; i >= int(included); i-- {
+				if w := l.mu.writes[h[i]]; w.Durable {
+					c.violate("disk %d block %d: %s was durable and is lost", disk, b, w.describe(l.first+uint64(h[i])))
+					break
+				}
+			}
+		}
+	}
+	return c
 }
 
 func (l *Log) monotone(c, previous *Cut) {

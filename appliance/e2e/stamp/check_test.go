@@ -226,6 +226,35 @@ func TestNextHistory(t *testing.T) {
 	b.good(b.disks, Bounds{After: b.log.Now(), Before: math.MaxInt64})
 }
 
+// After a power cut only what was synced must be there.
+func TestDurable(t *testing.T) {
+	b := newBench(t, 1)
+	empty := b.copy()
+	b.write(0, 0, 2)
+	if c := b.log.CheckDurable(b.images(empty)); !c.OK() {
+		t.Fatal(c.Err())
+	}
+	sent := b.log.Tick()
+	late := b.write(0, 4, 1)
+	b.log.Synced(0, sent)
+	if c := b.log.CheckDurable(b.images(empty)); len(c.Violations) != 2 {
+		t.Fatal(c.Violations)
+	}
+	kept := b.copy()
+	copy(block(kept[0], 4), block(empty[0], 4))
+	if c := b.log.CheckDurable(b.images(kept)); !c.OK() {
+		t.Fatal(c.Err())
+	}
+	b.log.Durable(late)
+	if c := b.log.CheckDurable(b.images(kept)); len(c.Violations) != 1 {
+		t.Fatal(c.Violations)
+	}
+	kept[0][0] ^= 1
+	if c := b.log.CheckDurable(b.images(kept)); c.OK() {
+		t.Fatal("garbage is a version")
+	}
+}
+
 func TestDisksOfAPoint(t *testing.T) {
 	b := newBench(t, 2)
 	b.write(0, 0, 1)

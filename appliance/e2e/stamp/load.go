@@ -18,16 +18,34 @@ const MostBlocks = 64
 
 // Load is what writers do. The zero value of a field means its default.
 type Load struct {
-	Writers int     // 4; they take turns being direct, buffered with fsync, and direct with O_DSYNC
+	Writers int     // 4
+	Modes   []Mode  // of the writers, in turn; direct, buffered, synced
 	Rate    int64   // bytes a second of all writers together, 20 MB
 	Seed    uint64  // printed by whoever starts the load
-	Span    []int64 // per disk, blocks below which the writes stay; 0 or absent: all
-	Hot     float64 // share of the writes that goes to the first 256 blocks of a disk, 0.4: rewritten all the time
+	Span    []Span  // per disk, the blocks that are written; empty or absent: all
+	Hot     float64 // share of the writes that goes to the first 256 blocks of a span, 0.4: rewritten all the time
 }
+
+// Span is a half-open range of blocks.
+type Span struct{ From, To int64 }
+
+// Mode is how a writer writes.
+type Mode int
+
+// The modes. What a synced writer was told is on stable storage, and what a buffered one wrote before an fsync; what
+// a direct one wrote need not be.
+const (
+	Direct   Mode = iota // O_DIRECT
+	Buffered             // with an fsync now and then
+	Synced               // O_DIRECT and O_DSYNC
+)
 
 func (o Load) withDefaults() Load {
 	if o.Writers == 0 {
 		o.Writers = 4
+	}
+	if len(o.Modes) == 0 {
+		o.Modes = []Mode{Direct, Buffered, Synced}
 	}
 	if o.Rate == 0 {
 		o.Rate = 20_000_000
@@ -50,25 +68,17 @@ func (o Load) Run(ctx context.Context, l *Log, paths []string) error {
 	limit := rate.NewLimiter(rate.Limit(o.Rate), MostBlocks*BlockSize)
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range o.Writers {
-		w := &writer{load: o, log: l, id: uint32(i), mode: mode(i % 3), rng: rand.New(rand.NewPCG(o.Seed, uint64(i)))}
+		w := &writer{load: o, log: l, id: uint32(i), mode: o.Modes[i%len(o.Modes)], rng: rand.New(rand.NewPCG(o.Seed, uint64(i)))}
 		g.Go(func() error { return w.run(ctx, paths, limit) })
 	}
 	return g.Wait()
 }
 
-type mode int
-
-const (
-	direct mode = iota
-	buffered
-	dsync
-)
-
 type writer struct {
 	load  Load
 	log   *Log
 	id    uint32
-	mode  mode
+	mode  Mode
 	rng   *rand.Rand
 	files []*os.File
 	seq   uint64
@@ -80,7 +90,7 @@ func (w *writer) run(ctx context.Context, paths []string, limit *rate.Limiter) e
 			_ = f.Close() // what a write did not tell, a close on a tracked image does not either
 		}
 	}()
-	flags := os.O_RDWR | []int{direct: unix.O_DIRECT, buffered: 0, dsync: unix.O_DIRECT | unix.O_DSYNC}[w.mode]
+	flags := os.O_RDWR | []int{Direct: unix.O_DIRECT, Buffered: 0, Synced: unix.O_DIRECT | unix.O_DSYNC}[w.mode]
 	for _, path := range paths {
 		f, err := os.OpenFile(path, flags, 0)
 		if err != nil {
@@ -103,10 +113,11 @@ func (w *writer) run(ctx context.Context, paths []string, limit *rate.Limiter) e
 // choose picks a range: most are one block, some are large, none crosses the end.
 func (w *writer) choose() (disk int, first int64, count int32) {
 	disk = w.rng.IntN(w.log.Disks())
-	blocks := w.log.Blocks(disk)
-	if disk < len(w.load.Span) && w.load.Span[disk] > 0 {
-		blocks = min(blocks, w.load.Span[disk])
+	span := Span{To: w.log.Blocks(disk)}
+	if disk < len(w.load.Span) && w.load.Span[disk].To > 0 {
+		span = w.load.Span[disk]
 	}
+	blocks := span.To - span.From
 	count = 1
 	if w.rng.IntN(10) >= 6 {
 		count = 1 + w.rng.Int32N(MostBlocks)
@@ -115,7 +126,7 @@ func (w *writer) choose() (disk int, first int64, count int32) {
 	if w.rng.Float64() < w.load.Hot {
 		within = min(blocks, hotBlocks)
 	}
-	first = w.rng.Int64N(max(1, within-int64(count)+1))
+	first = span.From + w.rng.Int64N(max(1, within-int64(count)+1))
 	return disk, first, count
 }
 
@@ -132,8 +143,14 @@ func (w *writer) write(disk int, first int64, count int32, buf []byte) error {
 	began := time.Now()
 	n, err := w.files[disk].WriteAt(p, first*BlockSize)
 	w.log.End(id, time.Since(began), err != nil)
-	if err == nil && w.mode == buffered && w.seq%fsyncEvery == 0 {
-		err = w.files[disk].Sync()
+	if err == nil && w.mode == Synced {
+		w.log.Durable(id)
+	}
+	if err == nil && w.mode == Buffered && w.seq%fsyncEvery == 0 {
+		before := w.log.Tick()
+		if err = w.files[disk].Sync(); err == nil {
+			w.log.Synced(disk, before)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("writer %d, write %d, %d of %d bytes: %w", w.id, id, n, len(p), err)

@@ -23,6 +23,7 @@ type Write struct {
 	Seq          uint64
 	First        int64
 	Count        int32
+	Durable      bool          // the guest was told that it is on stable storage
 	Failed       bool          // the outcome is unknown: any of its blocks may be there
 	Sent         int64         // logical time
 	Answered     int64         // logical time, 0 while in flight and if it failed
@@ -42,6 +43,7 @@ type Log struct {
 		writes  []Write
 		history [][][]int32 // per disk and block, indices of writes in the order they were sent
 		busy    []map[int64]bool
+		loose   [][]int32 // per disk, answered writes nobody has synced
 	}
 }
 
@@ -58,6 +60,7 @@ func newLog(clock *Clock, first uint64, images []Image) *Log {
 		l.base = append(l.base, base)
 		l.mu.history = append(l.mu.history, make([][]int32, len(base)))
 		l.mu.busy = append(l.mu.busy, make(map[int64]bool))
+		l.mu.loose = append(l.mu.loose, nil)
 	}
 	return l
 }
@@ -111,10 +114,33 @@ func (l *Log) End(id uint64, took time.Duration, failed bool) {
 	w.Failed = failed
 	if !failed {
 		w.Answered = l.clock.Tick()
+		l.mu.loose[w.Disk] = append(l.mu.loose[w.Disk], int32(id-l.first))
 	}
 	for b := w.First; b < w.First+int64(w.Count); b++ {
 		delete(l.mu.busy[w.Disk], b)
 	}
+}
+
+// Durable records that a write was answered as being on stable storage.
+func (l *Log) Durable(id uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.writes[id-l.first].Durable = true
+}
+
+// Synced records that an fsync of a disk, sent at a logical time, was answered: what was answered before is durable.
+func (l *Log) Synced(disk int, sent int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := l.mu.loose[disk][:0]
+	for _, index := range l.mu.loose[disk] {
+		if l.mu.writes[index].Answered < sent {
+			l.mu.writes[index].Durable = true
+		} else {
+			kept = append(kept, index)
+		}
+	}
+	l.mu.loose[disk] = kept
 }
 
 // Totals are the sums of a log. Bytes counts answered writes only.
