@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"os"
@@ -10,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/journal"
-	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
 
 // volume shows a VM of the journal as the shipper consumes it: the stages do not
@@ -79,16 +80,28 @@ func (s source) ID() string { return s.disk.ID() }
 
 func (s source) Name() string { return s.disk.Name() }
 
-func (s source) ReadAt(p []byte, off int64) (int, error) { return s.file.ReadAt(p, off) }
+func (s source) ReadAt(p []byte, off int64) (int, error) {
+	n, err := s.file.ReadAt(p, off)
+	return n, whileRemoved(err)
+}
 
 func (s source) Datasync() error { return unix.Fdatasync(int(s.file.Fd())) }
 
 func (s source) Size() (int64, error) {
 	st, err := s.file.Stat()
 	if err != nil {
-		return 0, err
+		return 0, whileRemoved(err)
 	}
 	return st.Size(), nil
+}
+
+// whileRemoved makes the end of a removed disk's file what it is for a stage at
+// work on it: the next turn does without the disk.
+func whileRemoved(err error) error {
+	if !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return &shipper.Problem{Code: "disk-removed", Class: retry.Recoverable, Err: err, Action: "none: the next turn does without the disk"}
 }
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
@@ -98,19 +111,39 @@ func (s source) Suspect() bool { return len(s.disk.Suspect()) > 0 }
 // NextData finds data by SEEK_DATA; a file system that knows no holes says that
 // everything is data.
 func (s source) NextData(off int64) (start, end int64, err error) {
-	fd := int(s.file.Fd())
-	start, err = unix.Seek(fd, off, unix.SEEK_DATA)
-	if err == unix.ENXIO {
+	start, err = s.seek(off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
 		return 0, 0, io.EOF
+	case errors.Is(err, unix.EINVAL):
+		return s.allData(off)
+	case err != nil:
+		return 0, 0, whileRemoved(err)
 	}
+	end, err = s.seek(start, unix.SEEK_HOLE)
+	return start, end, whileRemoved(err)
+}
+
+// seek holds on to the descriptor: a number taken out could by then be another file's.
+func (s source) seek(off int64, whence int) (at int64, err error) {
+	conn, err := s.file.SyscallConn()
 	if err != nil {
-		return 0, 0, &os.PathError{Op: "seek data", Path: s.file.Name(), Err: err}
+		return 0, err
 	}
-	end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+	controlErr := conn.Control(func(fd uintptr) { at, err = unix.Seek(int(fd), off, whence) })
 	if err != nil {
-		return 0, 0, &os.PathError{Op: "seek hole", Path: s.file.Name(), Err: err}
+		err = &os.PathError{Op: "seek", Path: s.file.Name(), Err: err}
 	}
-	return start, end, nil
+	return at, errors.Join(controlErr, err)
+}
+
+// allData is NextData where the kernel cannot tell.
+func (s source) allData(off int64) (start, end int64, err error) {
+	size, err := s.Size()
+	if err == nil && off >= size {
+		err = io.EOF
+	}
+	return off, size, err
 }
 
 // documents keeps the shipper's state in the journal's store.
@@ -127,5 +160,4 @@ var (
 	_ shipper.Epoch     = epoch{}
 	_ shipper.Source    = source{}
 	_ shipper.Documents = documents{}
-	_                   = extent.BlockSize
 )

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,8 +41,9 @@ type Appliance struct {
 	host      string
 	machineID string
 
+	listener  net.Listener
+	stateLock *os.File
 	journal   *journal.Journal
-	fresh     bool // the state directory was empty
 	buffers   *shipper.Buffers
 	pacer     *retry.Pacer
 	bandwidth bandwidth
@@ -55,6 +57,7 @@ type Appliance struct {
 		sync.Mutex // held over the local I/O of making a machine
 		machines   map[string]*machine
 		start      func(*machine) // runs a machine that came after the start; nil before it
+		stopping   bool           // no machine starts any more
 	}
 }
 
@@ -90,18 +93,44 @@ func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
 	if err := a.identify(); err != nil {
 		return nil, nil, err
 	}
-	for _, c := range conf.Stores {
-		s := newStore(a, c)
-		if err := s.claim(); err != nil {
-			return nil, nil, errors.Join(err, a.closeStores())
-		}
-		a.stores = append(a.stores, s)
-	}
-	closeState, err := a.openState()
+	closeState, err := a.take()
 	if err != nil {
-		return nil, nil, errors.Join(err, a.closeStores())
+		return nil, nil, errors.Join(err, a.close())
 	}
 	return a, closeState, nil
+}
+
+// take claims what one appliance may have: the stores, the control socket, the
+// state directory. What refuses comes first, so that a second instance leaves no
+// trace in the journal of the first.
+func (a *Appliance) take() (func() error, error) {
+	for _, c := range a.config().Stores {
+		s := newStore(a, c)
+		a.stores = append(a.stores, s)
+		if err := s.claim(); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if a.listener, err = control.Listen(a.config().ControlSocket); err != nil {
+		return nil, err
+	}
+	return a.openState()
+}
+
+// close gives back what take claimed, the journal's store excepted.
+func (a *Appliance) close() error {
+	var errs []error
+	for _, s := range a.stores {
+		errs = append(errs, s.close())
+	}
+	if a.listener != nil {
+		errs = append(errs, a.listener.Close())
+	}
+	if a.stateLock != nil {
+		errs = append(errs, a.stateLock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (a *Appliance) config() *config.Config { return a.conf.Load() }
@@ -118,13 +147,17 @@ func (a *Appliance) identify() error {
 	return err
 }
 
-// openState opens the journal and joins it with the stores it served last.
+// openState opens the journal.
 func (a *Appliance) openState() (func() error, error) {
 	dir := a.config().StateDir
 	for _, sub := range []string{"", "journal", "saved", "spool", "tables"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
+	}
+	var err error
+	if a.stateLock, err = lockState(dir); err != nil {
+		return nil, err
 	}
 	db, err := badgerkv.Open(filepath.Join(dir, "journal"), a.log)
 	if err != nil {
@@ -134,16 +167,7 @@ func (a *Appliance) openState() (func() error, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), db.Close())
 	}
-	a.fresh = len(a.journal.VMs()) == 0
-	return func() error { return errors.Join(a.closeStores(), db.Close()) }, nil
-}
-
-func (a *Appliance) closeStores() error {
-	var errs []error
-	for _, s := range a.stores {
-		errs = append(errs, s.close())
-	}
-	return errors.Join(errs...)
+	return func() error { return errors.Join(db.Close(), a.close()) }, nil
 }
 
 // attachAll finds every image, before anybody can write to one. A store and a
@@ -151,23 +175,36 @@ func (a *Appliance) closeStores() error {
 func (a *Appliance) attachAll() error {
 	_, current, _ := a.journal.Session()
 	for _, s := range a.stores {
-		reverted, err := s.reverted(a.journal)
-		if err != nil {
-			return err
-		}
-		if err := s.scan(); err != nil {
+		if err := a.attachStore(s, current); err != nil {
 			return fmt.Errorf("store %s: %w", s.conf.Name, err)
-		}
-		if reverted {
-			if err := s.distrust("the store or the state directory was put back to an older state"); err != nil {
-				return err
-			}
-		}
-		if err := s.publish(current); err != nil {
-			return err
 		}
 	}
 	return a.journal.PublishSession()
+}
+
+// attachStore puts the session's mark on the store last: until then the next start
+// distrusts the two again.
+func (a *Appliance) attachStore(s *store, session string) error {
+	reverted, err := s.reverted(a.journal)
+	if err != nil {
+		return err
+	}
+	exchanged, err := s.exchanged(a.journal)
+	if err != nil {
+		return err
+	}
+	if err := s.scan(); err != nil {
+		return err
+	}
+	if reverted || exchanged {
+		if err := s.distrust("the store or the state directory was put back to an older state"); err != nil {
+			return err
+		}
+	}
+	if err := s.remember(a.journal); err != nil {
+		return err
+	}
+	return s.publish(session)
 }
 
 func (a *Appliance) serve(ctx context.Context) error {
@@ -175,39 +212,44 @@ func (a *Appliance) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	base := context.WithoutCancel(ctx)
 	if err := a.attachAll(); err != nil {
-		return err
+		return errors.Join(err, a.closeMachines(), a.journal.Close(base))
 	}
-	for _, m := range a.machines() {
-		if err := m.pipeline.Redo(); err != nil { // its guests are served all the same, and Run tries again
-			a.log.Error("spooled epochs cannot be redone", "vm", m.name, "code", "redo-failed", "cause", err, "action", "look at the state directory's disk")
-		}
-	}
-	listener, err := control.Listen(a.config().ControlSocket)
-	if err != nil {
-		return err
-	}
-	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	run, stop := context.WithCancel(base)
 	defer stop()
 	g, run := errgroup.WithContext(run)
 	a.startMachines(run, g)
-	for _, s := range a.stores {
-		if err := s.mount(); err != nil {
-			stop()
-			return errors.Join(err, listener.Close(), a.unmountAll(ctx), g.Wait(), a.journal.Close(context.WithoutCancel(ctx)))
+	if err = a.mountAll(); err == nil {
+		a.startServices(run, g, notify)
+		err = notify.Ready()
+		a.log.Info("serving", "version", Version, "stores", len(a.stores), "vms", len(a.machines()))
+		select {
+		case <-ctx.Done():
+		case <-run.Done():
 		}
 	}
-	g.Go(func() error { return control.Serve(run, listener, a, a.log) })
-	g.Go(func() error { return a.beat(run) })
-	go notify.Watchdog(run, a.alive, nil)
-	err = notify.Ready()
-	a.log.Info("serving", "version", Version, "stores", len(a.stores), "vms", len(a.machines()))
-	g.Go(func() error { return a.reloads(run) })
-	select {
-	case <-ctx.Done():
-	case <-run.Done():
+	return errors.Join(err, notify.Stopping(), a.shutDown(base, stop, g))
+}
+
+// startServices runs what needs the mounts.
+func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify *systemd.Notifier) {
+	for _, s := range a.stores {
+		g.Go(func() error { return s.watch(ctx) })
 	}
-	return errors.Join(err, notify.Stopping(), a.shutDown(context.WithoutCancel(ctx), stop, g))
+	g.Go(func() error { return control.Serve(ctx, a.listener, a, a.log) })
+	g.Go(func() error { return a.beat(ctx) })
+	g.Go(func() error { return a.reloads(ctx) })
+	go notify.Watchdog(ctx, a.alive, nil) // not waited for: it may hang with a mount, which is what it is for
+}
+
+func (a *Appliance) mountAll() error {
+	for _, s := range a.stores {
+		if err := s.mount(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // startMachines runs every VM, also those that come later.
@@ -225,11 +267,12 @@ func (a *Appliance) startMachines(ctx context.Context, g *errgroup.Group) {
 // changed is sealed into the spool; the stages end; the journal says clean.
 func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *errgroup.Group) error {
 	err := a.unmountAll(ctx)
+	a.refuseMore()
 	sealed, cancel := context.WithTimeout(ctx, stopSeal)
 	defer cancel()
 	for _, m := range a.machines() {
 		if sealErr := m.pipeline.SealLast(sealed); sealErr != nil {
-			a.log.Warn("last epoch not spooled; its changes are kept in the journal", "vm", m.name, "cause", sealErr)
+			a.log.Warn("last epoch not spooled; its changes are kept in the journal", "vm", m.name, "code", "last-epoch-kept", "cause", sealErr, "action", "none: the next start goes on with them")
 		}
 	}
 	stop()
@@ -237,10 +280,26 @@ func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *er
 	if errors.Is(waitErr, context.Canceled) {
 		waitErr = nil
 	}
-	for _, m := range a.machines() {
-		err = errors.Join(err, m.pipeline.Close())
+	return errors.Join(err, waitErr, a.closeMachines(), a.journal.Close(ctx))
+}
+
+// refuseMore lets no image and no VM in any more: a request that outlived its
+// mount must not start what nobody waits for.
+func (a *Appliance) refuseMore() {
+	for _, s := range a.stores {
+		s.seal()
 	}
-	return errors.Join(err, waitErr, a.journal.Close(ctx))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mu.stopping = true
+}
+
+func (a *Appliance) closeMachines() error {
+	var errs []error
+	for _, m := range a.machines() {
+		errs = append(errs, m.pipeline.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (a *Appliance) unmountAll(ctx context.Context) error {
@@ -251,18 +310,41 @@ func (a *Appliance) unmountAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// beat tells the journal that this process may still change images.
+// surveyInterval is how often files that are not protected are looked for.
+const surveyInterval = time.Minute
+
+// beat tells the journal that this process may still change images, and keeps
+// house in the stores.
 func (a *Appliance) beat(ctx context.Context) error {
-	tick := time.NewTicker(journal.DefaultHeartbeat)
+	tick, survey := time.NewTicker(journal.DefaultHeartbeat), time.NewTicker(surveyInterval)
 	defer tick.Stop()
+	defer survey.Stop()
 	for {
 		if err := a.journal.Heartbeat(a.now()); err != nil {
-			a.log.Warn("heartbeat", "cause", err)
+			a.log.Warn("heartbeat not written: a crash now costs a comparison of every image", "code", "heartbeat-failed", "cause", err, "action", "look at the disk of the state directory")
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			a.reap()
+		case <-survey.C:
+			a.survey()
+		}
+	}
+}
+
+// reap closes the files of former disks.
+func (a *Appliance) reap() {
+	for _, s := range a.stores {
+		s.reap()
+	}
+}
+
+func (a *Appliance) survey() {
+	for _, s := range a.stores {
+		if err := s.survey(); err != nil {
+			s.log.Warn("store cannot be looked through", "code", "survey-failed", "cause", err, "action", "look at the source directory")
 		}
 	}
 }

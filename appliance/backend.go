@@ -2,9 +2,11 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/shipper"
@@ -26,17 +28,52 @@ func (a *Appliance) Sync(ctx context.Context, vm string, wait bool, progress fun
 	if err != nil {
 		return control.SyncResult{}, err
 	}
-	epoch, point, err := m.pipeline.Sync(ctx, wait, func(p shipper.Progress) {
+	if !slices.ContainsFunc(m.pipelineStatus().Disks, protectable) {
+		return control.SyncResult{}, control.Refused("nothing-to-protect", "put a fixed VHD or a raw image into it", "VM %s has no disk that can be protected", vm)
+	}
+	show := func(p shipper.Progress) {
 		if progress != nil {
 			progress(control.Progress{Stage: p.Stage, Done: p.Done, Total: p.Total})
 		}
-	})
+	}
+	if wait {
+		if err := m.awaitComplete(ctx, show); err != nil {
+			return control.SyncResult{}, described(err)
+		}
+	}
+	epoch, point, err := m.pipeline.Sync(ctx, wait, show)
 	result := control.SyncResult{Epoch: epoch}
 	if !point.IsZero() {
 		result.Point = point.String()
 	}
 	return result, described(err)
 }
+
+// awaitComplete waits for the initial replication of every disk: a point without one
+// of them does not hold what the caller wrote. In trouble it returns at once, for
+// the caller wakes the stages and hears of it.
+func (m *machine) awaitComplete(ctx context.Context, progress func(shipper.Progress)) error {
+	m.pipeline.Wake()
+	for {
+		moved := m.pipeline.Moved()
+		p := m.pipelineStatus()
+		i := slices.IndexFunc(p.Disks, incomplete)
+		if i < 0 || len(p.Troubles) > 0 {
+			return nil
+		}
+		d := p.Disks[i]
+		progress(shipper.Progress{Stage: "initial replication of " + d.Name, Done: d.InitialDone, Total: d.InitialTotal})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-moved:
+		case <-time.After(time.Second): // for the progress
+		}
+	}
+}
+
+// incomplete tells a disk whose initial replication will end by itself.
+func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != shipper.StageComplete }
 
 // Resync implements control.Backend: the disks are compared whole with the
 // checksum table.
@@ -72,41 +109,17 @@ func (a *Appliance) JournalCheck(context.Context) error { return a.journal.Check
 // JournalDump implements control.Backend.
 func (a *Appliance) JournalDump(_ context.Context, w io.Writer) error { return a.journal.Dump(w) }
 
-// described gives an error its code and next action (I12).
+// described gives an error its code and next action (I12): the code that status and
+// log have for the same cause.
 func described(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(*control.Error); ok {
+	if _, ok := errors.AsType[*control.Error](err); ok {
 		return err
 	}
 	_, code, cause, action := retry.Describe(err)
-	return &control.Error{Code: control.Code(strings.ReplaceAll(code, "-", "_")), Message: cause, Action: action, Exit: control.ExitFailed, Err: err}
-}
-
-// disksOf lists the tracked images of a VM.
-func (s *store) disksOf(m *machine) []*attached {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []*attached
-	for _, a := range s.mu.images {
-		if a.vm == m {
-			all = append(all, a)
-		}
-	}
-	return all
-}
-
-// distrust makes every image of the store suspect as a whole.
-func (s *store) distrust(reason string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.mu.images {
-		if err := a.disk.SetSuspect(reason); err != nil {
-			return fmt.Errorf("%s: %w", a.path, err)
-		}
-	}
-	return nil
+	return &control.Error{Code: control.Code(code), Message: cause, Action: action, Exit: control.ExitFailed, Err: err}
 }
 
 var _ control.Backend = (*Appliance)(nil)

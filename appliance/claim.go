@@ -28,20 +28,47 @@ const (
 // claim takes the store for this process: one appliance a store. The lock goes
 // with the process.
 func (s *store) claim() error {
-	f, err := os.Open(s.conf.Source)
-	if err != nil {
+	f, err := lockDir(s.conf.Source)
+	switch {
+	case errors.Is(err, errLocked):
+		return control.Refused("store-in-use", "stop the other vhdrelay, or give this one a source of its own",
+			"store %s: another vhdrelay serves %s", s.conf.Name, s.conf.Source)
+	case errors.Is(err, os.ErrNotExist):
+		return &control.Error{Code: "source-missing", Message: fmt.Sprintf("store %s: %v", s.conf.Name, err), Exit: control.ExitFailed, Err: err,
+			Action: "mount or make the directory, or correct stores.source in the config"}
+	case err != nil:
 		return fmt.Errorf("store %s: %w", s.conf.Name, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return control.Refused("store-in-use", "stop the other vhdrelay, or give this one a source of its own",
-				"store %s: another vhdrelay serves %s", s.conf.Name, s.conf.Source)
-		}
-		return fmt.Errorf("lock %s: %w", s.conf.Source, err)
 	}
 	s.lock = f
 	return s.identify()
+}
+
+// lockState takes the state directory for this process.
+func lockState(dir string) (*os.File, error) {
+	f, err := lockDir(dir)
+	if errors.Is(err, errLocked) {
+		return nil, control.Refused("state-in-use", "stop the other vhdrelay, or give this one its own state_dir", "another vhdrelay works in %s", dir)
+	}
+	return f, err
+}
+
+// errLocked: another process, or another part of this one, has the directory.
+var errLocked = errors.New("directory is locked")
+
+// lockDir locks a directory until the file is closed.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errLocked
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return f, nil
 }
 
 // identify reads the store's id, or draws it.
@@ -70,9 +97,31 @@ func (s *store) reverted(j *journal.Journal) (bool, error) {
 		return false, fmt.Errorf("store %s: its session: %w", s.conf.Name, err)
 	}
 	previous, _, published := j.Session()
+	if previous == "" {
+		return false, nil // this state directory believes nothing yet
+	}
 	trusted := served == "" || served == previous || (!published && served == j.Ancestor())
 	return !trusted, nil
 }
+
+// knownStore is the journal's document of a store.
+type knownStore struct {
+	ID string `json:"id"`
+}
+
+// exchanged tells whether the source is not the one that this state directory
+// served under the store's name: another directory, or one from before its first
+// start.
+func (s *store) exchanged(j *journal.Journal) (bool, error) {
+	var known knownStore
+	found, err := j.Load(s.document(), &known)
+	return found && known.ID != s.id, err
+}
+
+// remember makes the source the one of its name.
+func (s *store) remember(j *journal.Journal) error { return j.Save(s.document(), knownStore{s.id}) }
+
+func (s *store) document() string { return "appliance/store/" + s.conf.Name }
 
 func (s *store) publish(session string) error {
 	if err := writeMark(s.conf.Source, markSession, session); err != nil {

@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -41,6 +42,9 @@ func (a *Appliance) machine(s *store, name string) (*machine, error) {
 			return nil, fmt.Errorf("vm %s: store %s has a VM of that name already; give one of them another name in the config", name, m.store.conf.Name)
 		}
 		return m, nil
+	}
+	if a.mu.stopping {
+		return nil, errors.New("the appliance is stopping")
 	}
 	m, err := a.newMachine(s, name)
 	if err != nil {

@@ -10,34 +10,39 @@ import (
 // belongs tells which VM an image is a disk of, by its path relative to the
 // store's source. The config's VMs come first, in their order; then a directory of
 // the store is one VM with everything below it, and an image at the root is a VM
-// of its own, named like the file.
+// of its own, named like the file. Not ok: the config leaves the image out, with
+// exclude, or because it lists the disks of the VM that the directory would be.
 func belongs(store config.Store, image string) (vm, disk string, ok bool) {
 	for _, v := range store.VMs {
-		if matchesVM(v, image) {
-			return v.Name, diskName(v.Name, image), true
-		}
-		if len(v.Disks) == 0 && strings.HasPrefix(image, v.Name+"/") {
-			return "", "", false // excluded
+		if selects(v, image) {
+			return v.Name, diskName(v.Name, image), !excludes(v, image)
 		}
 	}
 	dir, rest, nested := strings.Cut(image, "/")
 	if !nested {
-		return image, image, true
+		dir, rest = image, image
+	}
+	for _, v := range store.VMs {
+		if v.Name == dir {
+			return v.Name, rest, false
+		}
 	}
 	return dir, rest, true
 }
 
-func matchesVM(v config.VM, image string) bool {
-	for _, glob := range v.Exclude {
-		if globMatches(glob, image, v.Name) {
-			return false
-		}
-	}
+// selects tells whether the config puts the image to v, exclude aside.
+func selects(v config.VM, image string) bool {
 	if len(v.Disks) == 0 {
-		return strings.HasPrefix(image, v.Name+"/")
+		return image == v.Name || strings.HasPrefix(image, v.Name+"/")
 	}
-	for _, glob := range v.Disks {
-		if globMatches(glob, image, v.Name) {
+	return anyMatches(v.Disks, image, v.Name)
+}
+
+func excludes(v config.VM, image string) bool { return anyMatches(v.Exclude, image, v.Name) }
+
+func anyMatches(globs []string, image, vm string) bool {
+	for _, glob := range globs {
+		if globMatches(glob, image, vm) {
 			return true
 		}
 	}

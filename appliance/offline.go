@@ -205,6 +205,11 @@ func withJournal(c *config.Config, do func(kv.Store) error) error {
 	if _, err := os.Stat(dir); err != nil {
 		return control.NotFound("check state_dir in the config", "there is no journal: %v", err)
 	}
+	lock, err := lockState(c.StateDir)
+	if err != nil {
+		return described(err)
+	}
+	defer lock.Close()
 	s, err := badgerkv.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return described(err)

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,6 +13,12 @@ import (
 // compareRetry is how long a comparison that failed waits for its next try.
 const compareRetry = 10 * time.Second
 
+// A comparison that fails is tried again, and says so everywhere.
+const (
+	codeComparison   = "comparison-failed"
+	actionComparison = "look at the image and at the disk of the state directory; it is tried again"
+)
+
 // resyncer compares what is suspect on the disks of one VM with their tables, one
 // disk after the other.
 type resyncer struct {
@@ -23,8 +28,10 @@ type resyncer struct {
 	mu struct {
 		sync.Mutex // never held over I/O
 		running    *resync.Scanner
-		last       control.Resync
-		err        error
+		reason     string         // of the running comparison
+		last       control.Resync // the running round or the last: every disk that was compared in it
+		err        error          // why the newest round ended early
+		failures   int            // rounds that did
 	}
 }
 
@@ -73,13 +80,19 @@ func (r *resyncer) note(err error) {
 	r.mu.Lock()
 	first := err != nil && r.mu.err == nil
 	r.mu.err = err
+	if err != nil {
+		r.mu.failures++
+	}
 	r.mu.Unlock()
 	if first {
-		r.m.app.log.Warn("comparison failed; it is tried again", "vm", r.m.name, "code", "comparison-failed", "cause", err, "action", "look at the image and the state directory")
+		r.m.app.log.Warn("comparison failed; it is tried again", "vm", r.m.name, "code", codeComparison, "cause", err, "action", actionComparison)
 	}
 }
 
+// compareAll is one round. A disk that has no table yet, or is one no more, waits
+// for another.
 func (r *resyncer) compareAll(ctx context.Context) error {
+	begun := false
 	for _, a := range r.m.store.disksOf(r.m) {
 		if len(a.disk.Suspect()) == 0 {
 			continue
@@ -88,9 +101,16 @@ func (r *resyncer) compareAll(ctx context.Context) error {
 		if !ready {
 			continue
 		}
+		if !begun {
+			r.begin()
+			begun = true
+		}
 		if err := r.compare(ctx, a, c); err != nil {
-			if ctx.Err() != nil || errors.Is(err, context.Canceled) {
+			if ctx.Err() != nil {
 				return nil
+			}
+			if !r.m.store.tracks(a) {
+				continue
 			}
 			return fmt.Errorf("compare %s: %w", a.path, err)
 		}
@@ -98,17 +118,24 @@ func (r *resyncer) compareAll(ctx context.Context) error {
 	return nil
 }
 
+// begin forgets the last round.
+func (r *resyncer) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.last = control.Resync{State: control.ResyncIdle}
+}
+
 // compare runs one comparison and says what it found.
 func (r *resyncer) compare(ctx context.Context, a *attached, c compared) error {
 	reason := a.disk.Recovery().Reason
 	s := resync.New(resync.Deps{Source: c.source, Table: c.table, Layout: c.layout}, resync.Options{Reason: reason})
 	r.mu.Lock()
-	r.mu.running = s
+	r.mu.running, r.mu.reason = s, reason
 	r.mu.Unlock()
 	report, err := s.Run(ctx)
 	r.mu.Lock()
 	r.mu.running = nil
-	r.mu.last = resyncDocument(report.Progress, control.ResyncIdle, reason)
+	r.mu.last = sum(r.mu.last, report.Progress, reason)
 	r.mu.Unlock()
 	if err != nil {
 		return err
@@ -126,19 +153,39 @@ func (r *resyncer) status() control.Resync {
 	if r.mu.running == nil {
 		return r.mu.last
 	}
-	return resyncDocument(r.mu.running.Progress(), control.ResyncRunning, "")
+	now := sum(r.mu.last, r.mu.running.Progress(), r.mu.reason)
+	now.State = control.ResyncRunning
+	return now
 }
 
-func resyncDocument(p resync.Progress, state control.ResyncState, reason string) control.Resync {
-	return control.Resync{State: state, ComparedBytes: p.Compared, TotalBytes: p.Total, DifferingBytes: p.Differing, Reason: reason}
+// failure is why the newest round ended early, and how many did.
+func (r *resyncer) failure() (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mu.failures, r.mu.err
 }
 
-// await returns when nothing of the VM is suspect any more.
+// sum adds one disk's comparison to a round.
+func sum(r control.Resync, p resync.Progress, reason string) control.Resync {
+	r.ComparedBytes += p.Compared
+	r.TotalBytes += p.Total
+	r.DifferingBytes += p.Differing
+	if reason != "" {
+		r.Reason = reason
+	}
+	return r
+}
+
+// await returns when nothing of the VM is suspect any more, or a round failed.
 func (r *resyncer) await(ctx context.Context, progress func(control.Progress)) (control.Resync, error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	before, _ := r.failure()
 	for {
 		now := r.status()
+		if n, err := r.failure(); n != before && err != nil {
+			return now, &control.Error{Code: codeComparison, Message: err.Error(), Action: actionComparison, Exit: control.ExitFailed, Err: err}
+		}
 		if now.State == control.ResyncIdle && !r.suspect() {
 			return now, nil
 		}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	iofs "io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/fs"
@@ -17,20 +20,29 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
+// drainRequests is how long a stop waits for guest requests under way once the
+// mount was taken from its guests.
+const drainRequests = 30 * time.Second
+
 // store is one served directory: it finds the images in it, gives each its
 // tracker, and brings each into the pipeline of its VM.
+//
+// Lock order: store.mu, then Appliance.mu; never the other way round.
 type store struct {
-	app  *Appliance
-	conf config.Store
-	log  *slog.Logger
-	id   string // of the store, kept on its root
-	lock *os.File
-	srv  *fs.Server
+	app     *Appliance
+	conf    config.Store
+	log     *slog.Logger
+	id      string // of the store, kept on its root
+	lock    *os.File
+	srv     *fs.Server
+	leaving atomic.Bool // we unmount it ourselves
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
 		images      map[fileID]*attached
-		unsupported map[string]string // path → why it is served but not protected
+		gone        []*attached     // no disks any more; an epoch may still read them
+		untracked   map[fileID]note // served without a tracker
+		unsupported []string        // paths of files whose format is served but not protected
 		closed      bool
 	}
 }
@@ -40,57 +52,41 @@ type fileID struct{ dev, ino uint64 }
 
 // attached is a tracked image.
 type attached struct {
-	path string
+	path string // that it was attached with: a file renamed while it is open stays the disk it was
+	now  string // where it lies now
 	file *os.File
 	disk *journal.Disk
 	vm   *machine
 }
 
-func newStore(app *Appliance, conf config.Store) *store {
-	s := &store{app: app, conf: conf, log: app.log.With("store", conf.Name)}
-	s.mu.images = map[fileID]*attached{}
-	s.mu.unsupported = map[string]string{}
-	return s
+// note is why an image has no tracker.
+type note struct {
+	path    string
+	cause   error
+	refused bool // writes to it fail
+	since   time.Time
 }
 
-// scan attaches every image that is there before anybody can write to it.
-func (s *store) scan() error {
-	return filepath.WalkDir(s.conf.Source, func(full string, d iofs.DirEntry, err error) error {
-		if err != nil {
-			return fmt.Errorf("look through %s: %w", s.conf.Source, err)
-		}
-		rel, err := filepath.Rel(s.conf.Source, full)
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		if image.IsUnsupportedName(rel) {
-			s.noteUnsupported(rel, "format is not protected")
-		}
-		if !image.IsImageName(rel) {
-			return nil
-		}
-		id, err := fs.Identify(full)
-		if err != nil {
-			return err
-		}
-		s.Attach(filepath.ToSlash(rel), id)
-		return nil
-	})
+func newStore(app *Appliance, conf config.Store) *store {
+	s := &store{app: app, conf: conf, log: app.log.With("store", conf.Name)}
+	s.mu.images, s.mu.untracked = map[fileID]*attached{}, map[fileID]note{}
+	return s
 }
 
 // Attach implements fs.Volumes. The guest comes first (I9): an image that cannot
 // be tracked is marked on itself, durably, and served; only one that takes no mark
 // is refused to writers.
 func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
-	if image.IsUnsupportedName(path) {
-		s.noteUnsupported(path, "format is not protected")
-	}
 	if !image.IsImageName(path) {
 		return nil
 	}
-	a, err := s.attach(path, id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := fileID{id.Dev, id.Ino}
+	delete(s.mu.untracked, key)
+	a, err := s.attachLocked(path, id)
 	if err != nil {
-		return s.untracked(path, err)
+		return s.untrackedLocked(path, key, err)
 	}
 	if a == nil {
 		return nil
@@ -98,22 +94,24 @@ func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
 	return a.disk
 }
 
-// untracked serves an image without its tracker.
-func (s *store) untracked(path string, cause error) fs.Tracker {
-	err := s.markSuspect(path)
-	action := "mend the cause, then restart vhdrelay: the image is compared whole"
-	if err != nil {
-		s.log.Error("image can be neither tracked nor marked; writes to it are refused", "path", path, "code", "image-refused", "cause", errors.Join(cause, err), "action", action)
-		return refusing{cause}
+// untrackedLocked serves an image without its tracker.
+func (s *store) untrackedLocked(path string, key fileID, cause error) fs.Tracker {
+	n := note{path: path, cause: cause, since: s.app.now()}
+	if err := s.markSuspect(path, key); err != nil {
+		n.cause, n.refused = errors.Join(cause, err), true
 	}
-	s.log.Error("image is served untracked", "path", path, "code", "image-untracked", "cause", cause, "action", action)
-	s.noteUnsupported(path, cause.Error())
+	s.mu.untracked[key] = n
+	r := n.reason()
+	s.log.Error(r.Message, "code", r.Code, "action", r.Action)
+	if n.refused {
+		return refusing{n.cause}
+	}
 	return nil
 }
 
 // markSuspect leaves the mark that makes the next start compare the whole image.
-func (s *store) markSuspect(path string) error {
-	f, err := os.OpenFile(filepath.Join(s.conf.Source, path), os.O_RDWR, 0)
+func (s *store) markSuspect(path string, key fileID) error {
+	f, err := s.open(path, key)
 	if err != nil {
 		return err
 	}
@@ -125,6 +123,29 @@ func (s *store) markSuspect(path string) error {
 	return file.SetSuspectMark()
 }
 
+// open opens an image beside the guest's own descriptors. A path may by now lead
+// to another file: it was renamed meanwhile.
+func (s *store) open(path string, key fileID) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(s.conf.Source, path), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if is, err := identityOf(f); err != nil || is != key {
+		return nil, errors.Join(fmt.Errorf("%s is another file by now", path), err, f.Close())
+	}
+	return f, nil
+}
+
+func identityOf(f *os.File) (fileID, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return fileID{}, err
+	}
+	var st unix.Stat_t
+	controlErr := conn.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) })
+	return fileID{st.Dev, st.Ino}, errors.Join(controlErr, err)
+}
+
 // refusing fails every change: what cannot be tracked must not happen (I9).
 type refusing struct{ err error }
 
@@ -132,37 +153,46 @@ func (r refusing) Begin(extent.Change) (extent.Pass, error) { return nil, r.err 
 
 func (r refusing) End(extent.Change, extent.Pass, error) {}
 
-// attach finds or makes the disk of an image; nil if it is not to be tracked.
-func (s *store) attach(path string, id fs.Identity) (*attached, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// attachLocked finds or makes the disk of an image; nil if it is not to be tracked.
+func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	if s.mu.closed {
 		return nil, errors.New("the appliance is stopping")
 	}
 	key := fileID{id.Dev, id.Ino}
 	if have := s.mu.images[key]; have != nil {
-		if have.path == path {
+		if have.path == path || s.leadsTo(have.path, key) { // the second: a hard link made behind our back
+			have.now = path
 			return have, nil
 		}
-		if err := s.detachLocked(key); err != nil {
-			return nil, err
-		}
-	}
-	vm, disk, ok := belongs(s.conf, path)
-	if !ok || !s.app.config().EffectiveReplication(vm).Tracking {
-		return nil, nil
+		s.detachLocked(key, "it has another name")
 	}
 	if old, found := s.findLocked(path); found {
-		if err := s.detachLocked(old); err != nil {
-			return nil, err
-		}
+		s.replaceLocked(old)
 	}
+	if !s.wants(path) {
+		s.log.Info("image is left out by the config", "path", path)
+		return nil, nil
+	}
+	vm, disk, _ := belongs(s.conf, path)
 	a, err := s.addLocked(vm, disk, path, id)
 	if err != nil {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
 	s.mu.images[key] = a
 	return a, nil
+}
+
+// wants tells whether the config has the image tracked.
+func (s *store) wants(path string) bool {
+	vm, _, ok := belongs(s.conf, path)
+	return ok && s.app.config().EffectiveReplication(vm).Tracking
+}
+
+// leadsTo tells whether the path is a name of the file.
+func (s *store) leadsTo(path string, key fileID) bool {
+	var st unix.Stat_t
+	err := unix.Lstat(filepath.Join(s.conf.Source, path), &st)
+	return err == nil && fileID{st.Dev, st.Ino} == key
 }
 
 func (s *store) findLocked(path string) (fileID, bool) {
@@ -174,17 +204,29 @@ func (s *store) findLocked(path string) (fileID, bool) {
 	return fileID{}, false
 }
 
-// addLocked opens the image beside the guest's own descriptors and starts its tracking.
+// replaceLocked takes the name from the file that was attached with it. One that
+// was renamed while it is open would be a disk under its new name from its last
+// close on; until then nobody tracks it, and the status says so.
+func (s *store) replaceLocked(key fileID) {
+	a := s.mu.images[key]
+	s.detachLocked(key, "another file has its name")
+	if a.now != a.path {
+		s.mu.untracked[key] = note{path: a.now, since: s.app.now(),
+			cause: fmt.Errorf("it was %s when it was opened, and another file has that name now", a.path)}
+	}
+}
+
+// addLocked opens the image and starts its tracking.
 func (s *store) addLocked(vmName, diskName, path string, id fs.Identity) (*attached, error) {
 	m, err := s.app.machine(s, vmName)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(s.conf.Source, path), os.O_RDWR, 0)
+	f, err := s.open(path, fileID{id.Dev, id.Ino})
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{path: path, file: f, vm: m}
+	a := &attached{path: path, now: path, file: f, vm: m}
 	if err := a.start(diskName, id); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -203,9 +245,11 @@ func (a *attached) start(name string, id fs.Identity) error {
 	}
 	pipeline := a.vm.pipeline
 	a.disk.OnEvict(func(r []extent.Range[extent.FileBlock]) error { return pipeline.Forget(a.disk.ID(), r) })
-	err = pipeline.AddDisk(source{a.disk, a.file}, a.probe)
+	if err := pipeline.AddDisk(source{a.disk, a.file}, a.probe); err != nil {
+		return errors.Join(err, a.vm.log.Withdraw(a.disk))
+	}
 	a.vm.resync.wake()
-	return err
+	return nil
 }
 
 // probe reads the image's headers as they are now.
@@ -217,57 +261,85 @@ func (a *attached) probe() (image.Info, error) {
 	return image.Probe(a.path, a.file, st.Size())
 }
 
-func (s *store) detachLocked(key fileID) error {
+// detachLocked ends an image's being a disk. Its guest may go on writing, and an
+// epoch reading: the file is closed when nobody needs it.
+func (s *store) detachLocked(key fileID, why string) {
 	a := s.mu.images[key]
 	delete(s.mu.images, key)
 	a.vm.pipeline.RemoveDisk(a.disk.ID())
-	if err := a.vm.log.RemoveDisk(a.disk); err != nil {
-		return fmt.Errorf("stop tracking %s: %w", a.path, err)
+	if err := a.vm.log.Withdraw(a.disk); err != nil {
+		s.log.Warn("records of a disk are left over; a disk of its name is compared whole", "path", a.path, "vm", a.vm.name, "cause", err)
 	}
-	s.log.Info("image no longer tracked", "path", a.path, "vm", a.vm.name)
-	return a.file.Close()
+	s.mu.gone = append(s.mu.gone, a)
+	s.reapLocked()
+	s.log.Info("image no longer tracked", "path", a.path, "vm", a.vm.name, "why", why)
 }
 
-// Renamed implements fs.Volumes: the new name is attached when it is seen; a name
-// that is no image's ends the tracking with the last close.
-func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
-	if image.IsImageName(newPath) {
-		return // Attach is asked with the new name
+// reapLocked closes the files of former disks that no epoch reads any more.
+func (s *store) reapLocked() {
+	var kept []*attached
+	for _, a := range s.mu.gone {
+		if a.sealed() {
+			kept = append(kept, a)
+			continue
+		}
+		if err := a.file.Close(); err != nil {
+			s.log.Warn("closing a former disk", "path", a.path, "cause", err)
+		}
 	}
-	s.Removed(oldPath, id)
+	s.mu.gone = kept
+}
+
+// sealed tells whether an epoch that has not ended has the disk.
+func (a *attached) sealed() bool {
+	epoch := a.vm.log.Sealed()
+	if epoch == nil {
+		return false
+	}
+	for _, d := range epoch.Disks {
+		if d.Disk == a.disk {
+			return true
+		}
+	}
+	return false
+}
+
+// Renamed implements fs.Volumes. An image with another image's name is attached
+// anew when fs asks: at once, or at its last close; until then it stays the disk it
+// was. One whose name is no image's is no disk from here on.
+func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := fileID{id.Dev, id.Ino}
+	isImage := image.IsImageName(newPath)
+	if n, ok := s.mu.untracked[key]; ok {
+		n.path = newPath
+		s.mu.untracked[key] = n
+		if !isImage {
+			delete(s.mu.untracked, key)
+		}
+	}
+	switch a := s.mu.images[key]; {
+	case a == nil && isImage && s.wants(newPath):
+		// Attach follows and ends this, unless the file was a disk once and is open still.
+		s.mu.untracked[key] = note{path: newPath, since: s.app.now(), cause: errors.New("it was renamed and has not been closed since")}
+	case a == nil:
+	case isImage:
+		a.now = newPath
+	default:
+		s.detachLocked(key, "its name is no image's any more")
+	}
 }
 
 // Removed implements fs.Volumes.
 func (s *store) Removed(path string, id fs.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.mu.unsupported, path)
 	key := fileID{id.Dev, id.Ino}
-	if a := s.mu.images[key]; a == nil || a.path != path {
-		return
+	delete(s.mu.untracked, key)
+	if a := s.mu.images[key]; a != nil && !s.leadsTo(a.path, key) {
+		s.detachLocked(key, "it was removed")
 	}
-	if err := s.detachLocked(key); err != nil {
-		s.log.Warn("removed image", "path", path, "cause", err)
-	}
-}
-
-func (s *store) noteUnsupported(path, why string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.unsupported[path] = why
-}
-
-// unprotected lists the files of a VM that are served but not protected.
-func (s *store) unprotected(vm string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var paths []string
-	for path := range s.mu.unsupported {
-		if owner, _, ok := belongs(s.conf, path); ok && owner == vm {
-			paths = append(paths, path)
-		}
-	}
-	return paths
 }
 
 // mount serves the store; every image in it is attached already.
@@ -283,22 +355,47 @@ func (s *store) mount() error {
 	return nil
 }
 
+// watch returns an error when the mount is gone and we did not take it away: a
+// restart brings it back.
+func (s *store) watch(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.srv.Done():
+	}
+	if s.leaving.Load() {
+		return nil
+	}
+	return fmt.Errorf("store %s: %s was unmounted from outside", s.conf.Name, s.conf.Mount)
+}
+
 // unmount ends the serving. Images that are still open are cut off, for a service
 // that is told to stop must stop; their guests see I/O errors.
 func (s *store) unmount(ctx context.Context) error {
 	if s.srv == nil {
 		return nil
 	}
+	s.leaving.Store(true)
 	err := s.srv.Unmount()
 	if err == nil {
 		return nil
 	}
 	s.log.Warn("store is in use and is detached; open images see I/O errors from now on", "code", "unmount-busy", "open", s.srv.OpenFiles(), "cause", err,
 		"action", "stop the virtual machines before the appliance")
+	ctx, cancel := context.WithTimeout(ctx, drainRequests)
+	defer cancel()
 	return s.srv.Abort(ctx)
 }
 
-// close ends the tracking; nothing can write any more.
+// seal refuses every image from now on: one that is asked for all the same is
+// marked on itself.
+func (s *store) seal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.closed = true
+}
+
+// close closes what the store holds; nothing can write any more.
 func (s *store) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -307,8 +404,13 @@ func (s *store) close() error {
 	for _, a := range s.mu.images {
 		errs = append(errs, a.file.Close())
 	}
+	for _, a := range s.mu.gone {
+		errs = append(errs, a.file.Close())
+	}
+	s.mu.images, s.mu.gone = nil, nil
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
+	s.lock = nil
 	return errors.Join(errs...)
 }

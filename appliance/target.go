@@ -13,18 +13,36 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
-// openTarget opens the target once for all VMs. On the first start ever an empty
-// place is made one; later a missing container or directory is an error, for an
-// empty mount point must not look like an empty target.
+// docTarget is the journal's document that says which target was opened.
+const docTarget = "appliance/target"
+
+// knownTarget is the target that this state directory belongs to.
+type knownTarget struct {
+	URL string `json:"url"`
+}
+
+// openTarget opens the target once for all VMs. The first time an empty place is
+// made one; later a missing container or directory is an error, for an empty mount
+// point must not look like an empty target.
 func (a *Appliance) openTarget(ctx context.Context) (target.Target, error) {
 	a.opened.Lock()
 	defer a.opened.Unlock()
 	if a.opened.target != nil {
 		return a.opened.target, nil
 	}
-	t, err := openTarget(ctx, a.config().Target, a.fresh, a.log)
+	conf := a.config().Target
+	var known knownTarget
+	if _, err := a.journal.Load(docTarget, &known); err != nil {
+		return nil, err
+	}
+	t, err := openTarget(ctx, conf, known.URL != conf.URL, a.log)
 	if err != nil {
 		return nil, err
+	}
+	if known.URL != conf.URL {
+		if err := a.journal.Save(docTarget, knownTarget{conf.URL}); err != nil {
+			return nil, err
+		}
 	}
 	a.opened.target = t
 	return t, nil

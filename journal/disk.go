@@ -187,7 +187,7 @@ func (d *Disk) loadActivity(clean bool, changed *blockMap) error {
 	}
 	if !clean {
 		if len(active) > 0 {
-			d.sus.distrust("unclean stop", d.sus.bits.Count()*extent.RegionSize)
+			d.sus.distrust(ReasonUnclean, d.sus.bits.Count()*extent.RegionSize)
 		}
 		return nil
 	}

@@ -15,6 +15,10 @@ import (
 // durable again: 256 MiB, a second or less of comparing.
 const cursorStep = 64
 
+// ReasonUnclean is the reason of a suspicion that a crash left: the regions that
+// were active, and no others.
+const ReasonUnclean = "unclean stop"
+
 func oneRegion(r region) extent.Range[region] { return extent.Range[region]{Start: r, End: r + 1} }
 
 // suspicion is what of a disk is still to be compared with the checksum table.

@@ -1,0 +1,4 @@
+package shipper
+
+// Wake ends every wait of every stage: somebody is looking. It never blocks.
+func (v *VM) Wake() { v.wakeAll() }
