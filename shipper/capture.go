@@ -73,7 +73,13 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 	}
 	v.opts.Hook(PointAfterManifest)
 	v.setUnfinished(&unfinished{epoch: epoch, manifest: c.manifest})
-	return v.finish(ctx)
+	if err := v.finish(ctx); err != nil {
+		return err
+	}
+	if c.prefix {
+		v.capture.wake() // the catch-up runs at once: as fast as the spool takes it, not one an interval
+	}
+	return nil
 }
 
 // unfinished is an epoch that is in the spool and whose tables may not be
@@ -201,6 +207,7 @@ type capture struct {
 	unknown  map[string]int64 // by disk: unknown entries when its checksum was taken
 	open     string           // why the epoch is no state of the VM; empty: closed
 	room     int64            // blocks that may still be captured
+	prefix   bool             // the rest of the change set waits for room
 }
 
 // leaveOpen notes the first reason why this epoch is never offered.
@@ -290,6 +297,7 @@ func (c *capture) budget(disks []*disk) {
 	if listed <= c.room {
 		return
 	}
+	c.prefix = true
 	c.leaveOpen(fmt.Sprintf("%d of %d changed blocks fit into the spool's quota", c.room, listed))
 	for _, d := range disks {
 		if ed, ok := c.epoch.Disk(d.src.ID()); ok {

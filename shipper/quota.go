@@ -41,6 +41,16 @@ func (v *VM) pausedByQuota() bool {
 	return v.mu.overQuota
 }
 
+// resumeSealing ends a rest as soon as there is room again.
+func (v *VM) resumeSealing() {
+	v.mu.Lock()
+	resting := v.mu.overQuota
+	v.mu.Unlock()
+	if resting && v.freeQuota() >= v.opts.Quota()/2 {
+		v.capture.wake()
+	}
+}
+
 // markOverflow marks the VM when the unshipped changes of a disk reach their
 // threshold. No knowledge is lost: the ordinary captures are the comparison, and
 // the next closed epoch ends the mark.

@@ -329,6 +329,7 @@ func (v *VM) count(r catalog.Record) error {
 // any more: what is applied, or, when the quota presses, all that is shipped. An
 // apply that misses a segment reads it from the target.
 func (v *VM) releaseShipped() error {
+	defer v.resumeSealing()
 	if v.deps.Spool.Bytes() > v.opts.Quota()/4 {
 		return v.releaseThrough(v.shippedThrough())
 	}
