@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 
@@ -46,12 +47,30 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{dir: dir, log: log}
-	db, err := badger.Open(s.options())
+	db, err := s.open()
 	if err != nil {
 		return nil, fmt.Errorf("open journal store %s: %w", dir, err)
 	}
 	s.mu.db = db
 	return s, nil
+}
+
+// open opens the database where there is room for what that writes.
+func (s *Store) open() (*badger.DB, error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := room(s.dir); err != nil {
+		return nil, err
+	}
+	db, err := badger.Open(s.options())
+	if err != nil {
+		return nil, err
+	}
+	if err := reserve(s.dir); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
 // options sets every choice that durability or size depends on, whatever the
@@ -141,6 +160,9 @@ func (s *Store) Apply(b *kv.Batch) error {
 	if b.Len() == 0 {
 		return nil
 	}
+	if err := room(s.dir); err != nil {
+		return err // nothing was written: the database stays as it is
+	}
 	s.mu.RLock()
 	err := commit(s.mu.db, b)
 	s.mu.RUnlock()
@@ -181,13 +203,16 @@ func (s *Store) mend() error {
 	if s.mu.broken == nil {
 		return nil
 	}
+	if err := room(s.dir); err != nil {
+		return err
+	}
 	if s.mu.db != nil {
 		if err := s.mu.db.Close(); err != nil {
 			s.log.Warn("closing the journal store", "cause", err)
 		}
 		s.mu.db = nil
 	}
-	db, err := badger.Open(s.options())
+	db, err := s.open()
 	if err != nil {
 		s.mu.broken = err
 		return fmt.Errorf("open journal store %s again: %w", s.dir, err)
@@ -208,6 +233,9 @@ func (s *Store) Close() error {
 	s.mu.closed = true
 	if s.mu.db == nil {
 		return nil
+	}
+	if err := room(s.dir); err != nil {
+		return fmt.Errorf("journal store stays open, its logs are replayed at the next start: %w", err) // closing writes a table
 	}
 	if err := s.mu.db.Close(); err != nil {
 		return fmt.Errorf("close journal store: %w", err)
