@@ -216,6 +216,7 @@ func (a *Appliance) serve(ctx context.Context) error {
 	if err := a.attachAll(); err != nil {
 		return errors.Join(err, a.closeMachines(), a.journal.Close(base))
 	}
+	a.limitMemory()
 	run, stop := context.WithCancel(base)
 	defer stop()
 	g, run := errgroup.WithContext(run)

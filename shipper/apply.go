@@ -27,8 +27,8 @@ func (v *VM) wakeApplyIfLarge() {
 	}
 }
 
-// applyCacheBytes bounds the decompressed frames that an apply keeps.
-const applyCacheBytes = 64 << 20
+// applyCacheBytes bounds the decompressed frames that the one running apply keeps.
+const applyCacheBytes = 24 << 20
 
 // applyStep folds what is recorded into the replicas.
 func (v *VM) applyStep(ctx context.Context) error {
@@ -127,6 +127,10 @@ func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error 
 // foldInto writes the newest version of every changed page. Any change of size
 // is resize, clear, data, and the footer last (DESIGN §4).
 func (v *VM) foldInto(ctx context.Context, r *replica, d *disk, from catalog.Snapshot, refs []catalog.SegmentRef) error {
+	if err := v.deps.Buffers.folds.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer v.deps.Buffers.folds.Release(1)
 	readers, closeAll, err := v.openSegments(ctx, d, refs)
 	defer closeAll()
 	if err != nil {

@@ -14,18 +14,20 @@ import (
 
 // DefaultBytesInFlight bounds the payload that all VMs of an appliance hold in
 // memory at once, in bytes.
-const DefaultBytesInFlight = 96 << 20
+const DefaultBytesInFlight = 48 << 20
 
 // Buffers hands out payload buffers of up to target.MaxPut bytes under one budget.
 type Buffers struct {
 	budget *semaphore.Weighted
 	pool   sync.Pool
+	folds  *semaphore.Weighted // one apply at a time holds a cache of frames
 }
 
 // NewBuffers makes a budget of the given number of bytes, at least one buffer.
 func NewBuffers(bytes int64) *Buffers {
 	return &Buffers{
 		budget: semaphore.NewWeighted(max(bytes, target.MaxPut)),
+		folds:  semaphore.NewWeighted(1),
 		pool:   sync.Pool{New: func() any { b := make([]byte, target.MaxPut); return &b }},
 	}
 }
