@@ -171,6 +171,9 @@ func (v *VM) live() Live {
 	if l.Interval == 0 {
 		l.Interval = DefaultInterval
 	}
+	if l.Level == "" {
+		l.Level = segment.Fastest
+	}
 	if l.ApplyInterval == 0 {
 		l.ApplyInterval = DefaultApplyInterval
 	}

@@ -1,0 +1,124 @@
+package shipper
+
+import (
+	"bytes"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+)
+
+// modelImage is an image file in memory. It outlives a process that crashes.
+type modelImage struct {
+	name string
+	mu   struct {
+		sync.Mutex
+		data   []byte
+		marked bool
+	}
+}
+
+func newImage(name string, size int) *modelImage {
+	m := &modelImage{name: name}
+	m.mu.data = make([]byte, size)
+	if image.IsImageName(name) && name[len(name)-4:] == ".vhd" {
+		footer := image.FixedFooter(int64(size), [16]byte{7}, time.Unix(1_600_000_000, 0))
+		m.mu.data = append(m.mu.data, footer[:]...)
+	}
+	return m
+}
+
+// bytes is a copy of the virtual disk.
+func (m *modelImage) bytes() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data := m.mu.data
+	if m.name[len(m.name)-4:] == ".vhd" {
+		data = data[:len(data)-image.FooterSize]
+	}
+	return bytes.Clone(data)
+}
+
+// do performs a change of a guest.
+func (m *modelImage) do(c extent.Change, data []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch end := int(c.Off + c.Len); c.Kind {
+	case extent.Truncate:
+		if int(c.Off) <= len(m.mu.data) {
+			m.mu.data = bytes.Clone(m.mu.data[:c.Off])
+		} else {
+			m.mu.data = append(m.mu.data, make([]byte, int(c.Off)-len(m.mu.data))...)
+		}
+	case extent.Write:
+		if end > len(m.mu.data) {
+			m.mu.data = append(m.mu.data, make([]byte, end-len(m.mu.data))...)
+		}
+		copy(m.mu.data[c.Off:], data)
+	default:
+		clear(m.mu.data[min(int(c.Off), len(m.mu.data)):min(end, len(m.mu.data))])
+	}
+}
+
+func (m *modelImage) ReadAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.NewReader(m.mu.data).ReadAt(p, off)
+}
+
+func (m *modelImage) Size() (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return int64(len(m.mu.data)), nil
+}
+
+func (m *modelImage) Datasync() error { return nil }
+
+func (m *modelImage) Facts() (journal.Facts, error) {
+	size, _ := m.Size()
+	at := time.Unix(1_600_000_000, 0)
+	return journal.Facts{Size: size, Mtime: at, Ctime: at, Ino: 1}, nil
+}
+
+func (m *modelImage) mark(to bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.marked = to
+	return nil
+}
+
+func (m *modelImage) SetSuspectMark() error   { return m.mark(true) }
+func (m *modelImage) ClearSuspectMark() error { return m.mark(false) }
+func (m *modelImage) SuspectMarked() (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.marked, nil
+}
+
+// nextData finds data by looking, block by block.
+func (m *modelImage) nextData(off int64) (start, end int64, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	size := int64(len(m.mu.data))
+	zero := func(at int64) bool {
+		return bytes.Count(m.mu.data[at:min(at+extent.BlockSize, size)], []byte{0}) == int(min(extent.BlockSize, size-at))
+	}
+	for start = off; start < size && zero(start); {
+		start += extent.BlockSize
+	}
+	if start >= size {
+		return 0, 0, io.EOF
+	}
+	for end = start; end < size && !zero(end); {
+		end += extent.BlockSize
+	}
+	return start, min(end, size), nil
+}
+
+func (m *modelImage) probe() (image.Info, error) {
+	size, _ := m.Size()
+	return image.Probe(m.name, m, size)
+}
