@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -25,16 +26,18 @@ const (
 
 // Store is a kv.Store in one directory.
 type Store struct {
-	dir string
-	log *slog.Logger
+	dir       string
+	log       *slog.Logger
+	closeWait time.Duration // see shutLocked
 
 	apply sync.Mutex // one commit at a time; held over its I/O
 
 	mu struct { // write-held over opening and closing the database only
 		sync.RWMutex
-		db     *badger.DB // nil: it could not be opened again
-		broken error      // the last commit's; the next one opens the database anew
-		closed bool
+		db      *badger.DB // nil: it could not be opened again
+		broken  error      // the last commit's; the next one opens the database anew
+		closing chan error // a database that does not come to an end; it has the directory's lock
+		closed  bool
 	}
 }
 
@@ -46,7 +49,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{dir: dir, log: log}
+	s := &Store{dir: dir, log: log, closeWait: closeWait}
 	db, err := s.open()
 	if err != nil {
 		return nil, fmt.Errorf("open journal store %s: %w", dir, err)
@@ -206,11 +209,10 @@ func (s *Store) mend() error {
 	if err := room(s.dir); err != nil {
 		return err
 	}
-	if s.mu.db != nil {
-		if err := s.mu.db.Close(); err != nil {
-			s.log.Warn("closing the journal store", "cause", err)
-		}
-		s.mu.db = nil
+	if err := s.shutLocked(); errors.Is(err, ErrClosing) {
+		return err
+	} else if err != nil {
+		s.log.Warn("closing the journal store", "cause", err)
 	}
 	db, err := s.open()
 	if err != nil {
@@ -231,13 +233,13 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.mu.closed = true
-	if s.mu.db == nil {
+	if s.mu.db == nil && s.mu.closing == nil {
 		return nil
 	}
 	if err := room(s.dir); err != nil {
 		return fmt.Errorf("journal store stays open, its logs are replayed at the next start: %w", err) // closing writes a table
 	}
-	if err := s.mu.db.Close(); err != nil {
+	if err := s.shutLocked(); err != nil {
 		return fmt.Errorf("close journal store: %w", err)
 	}
 	return nil

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,12 +21,52 @@ const minRoom = 64 << 20
 // ErrNoRoom: the file system of the store is nearly full. It is an ENOSPC too.
 var ErrNoRoom = errors.New("less than 64 MiB are free")
 
-// room returns ErrNoRoom unless the directory's file system has space for what the
+// closeWait bounds the close of a database: one whose disk has failed tries to write
+// its table for ever.
+const closeWait = 5 * time.Second
+
+// ErrClosing: the database cannot write what it has to and does not close; its disk
+// must come back, or the process must end.
+var ErrClosing = errors.New("the journal store does not close")
+
+// shutLocked closes the database. After ErrClosing the caller may ask again. The
+// caller holds mu for writing.
+func (s *Store) shutLocked() error {
+	if s.mu.closing == nil {
+		if s.mu.db == nil {
+			return nil
+		}
+		done := make(chan error, 1)
+		go func(db *badger.DB) { done <- db.Close() }(s.mu.db)
+		s.mu.db, s.mu.closing = nil, done
+		timer := time.NewTimer(s.closeWait)
+		defer timer.Stop()
+		select {
+		case err := <-done:
+			s.mu.closing = nil
+			return err
+		case <-timer.C:
+			return ErrClosing
+		}
+	}
+	select {
+	case err := <-s.mu.closing:
+		s.mu.closing = nil
+		return err
+	default:
+		return ErrClosing
+	}
+}
+
+// room returns ErrNoRoom, or EROFS, unless the directory's file system has space for what the
 // database may write next. It does not promise that the space stays.
 func room(dir string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return &os.PathError{Op: "write", Path: dir, Err: syscall.EROFS}
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < minRoom {
 		return fmt.Errorf("journal store %s: %d bytes are free: %w: %w", dir, free, ErrNoRoom, syscall.ENOSPC)

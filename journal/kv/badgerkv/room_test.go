@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -129,4 +130,60 @@ func TestCloseOnAFullDisk(t *testing.T) {
 	if err := room(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A database whose disk has failed tries for ever to write its last table. Nobody may
+// wait for it: readers get an error, and when the disk is back the store works again.
+func TestI9_CloseThatDoesNotEnd(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.closeWait = time.Millisecond
+	if err := put(s, []byte("k"), []byte("v")); err != nil {
+		t.Fatal(err)
+	}
+	thaw := freeze(t, dir)
+	s.mu.broken = errors.New("a commit failed")
+	if err := put(s, []byte("k2"), []byte("v")); !errors.Is(err, ErrClosing) {
+		t.Errorf("commit: %v", err)
+	}
+	if _, err := s.Get([]byte("k")); err == nil {
+		t.Error("a database that is not open was read")
+	}
+	thaw()
+	s.mu.Lock()
+	s.mu.closing <- <-s.mu.closing // wait for its end
+	s.mu.Unlock()
+	s.closeWait = closeWait
+	if err := put(s, []byte("k2"), []byte("v")); err != nil {
+		t.Errorf("with the disk back: %v", err)
+	}
+	if v, err := s.Get([]byte("k")); err != nil || string(v) != "v" {
+		t.Errorf("%q %v", v, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// freeze lets nobody make a file in dir until the function it returns is called.
+func freeze(t *testing.T, dir string) func() {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const immutable = 0x10 // FS_IMMUTABLE_FL
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|immutable)
+	}
+	if err != nil {
+		t.Skip("needs a file system with the immutable flag: ", err)
+	}
+	thaw := func() { unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) }
+	t.Cleanup(func() { thaw(); f.Close() })
+	return thaw
 }
