@@ -60,6 +60,7 @@ type rig struct {
 	source, mount, state, store string
 	path, socket                string
 	extra                       string // lines of the config
+	mounted                     bool   // the state directory is a file system of its own
 	client                      *control.Client
 	app                         *Appliance // nil while it does not run
 	cancel                      context.CancelFunc
@@ -96,6 +97,9 @@ func (r *rig) clean() {
 		}
 	}
 	unix.Unmount(r.mount, unix.MNT_DETACH)
+	if r.mounted {
+		unix.Unmount(r.state, unix.MNT_DETACH)
+	}
 	if err := fs.ReleaseMountPoint(r.mount); err != nil {
 		r.t.Errorf("release the mount point: %v", err)
 	}
@@ -340,3 +344,5 @@ func (r *rig) kill(cmd *exec.Cmd) {
 
 // logged tells whether the log has the text.
 func (r *rig) logged(text string) bool { return strings.Contains(r.log.String(), text) }
+
+var discard = slog.New(slog.DiscardHandler)

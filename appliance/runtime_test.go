@@ -158,7 +158,7 @@ func TestVMDirectoryRenamed(t *testing.T) {
 }
 
 // Two disks that change names with each other are two disks, each with its bytes.
-func TestExchanged(t *testing.T) {
+func TestTwoDisksExchangeNames(t *testing.T) {
 	r := newRig(t)
 	a, b := r.content(mib), r.content(2*mib)
 	r.put("web/a.img", bytes.Clone(a))
