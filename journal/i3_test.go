@@ -103,7 +103,7 @@ func (c *cutRig) write(w int, rnd *rand.Rand) {
 
 // epoch seals, captures and folds, and returns the tickets around the seal.
 func (c *cutRig) epoch(rnd *rand.Rand) (asked, returned int64) {
-	c.budget.Store(4000)
+	c.progress(200)
 	asked = c.clock.Add(1)
 	s, err := c.r.vm.Seal(SealRequest{SavedLimit: 1 << 30})
 	returned = c.clock.Add(1)
@@ -113,6 +113,7 @@ func (c *cutRig) epoch(rnd *rand.Rand) (asked, returned int64) {
 	if err := s.Wait(context.Background()); err != nil {
 		c.t.Fatal(err)
 	}
+	c.progress(50) // the guests overwrite what the capture wants
 	for i, sd := range s.Disks {
 		runs := slices.Collect(sd.List(1 + int64(rnd.IntN(5))))
 		rnd.Shuffle(len(runs), func(a, b int) { runs[a], runs[b] = runs[b], runs[a] })
@@ -133,6 +134,15 @@ func (c *cutRig) epoch(rnd *rand.Rand) (asked, returned int64) {
 	}
 	spooled(c.t, s)
 	return asked, returned
+}
+
+// progress returns when n more tickets were drawn, two a write: without it an
+// idle moment of the writers would let epochs pass that prove nothing.
+func (c *cutRig) progress(n int64) {
+	for until := c.clock.Load() + n; c.clock.Load() < until; {
+		c.budget.Store(2000) // they may have used it up
+		runtime.Gosched()
+	}
 }
 
 // cut returns the newest sequence number of writer w in the fold.

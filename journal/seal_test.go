@@ -544,3 +544,52 @@ func TestI2_NewWriteWaitsForUnmarkedWriters(t *testing.T) {
 		t.Errorf("captured %v, now %d", got, f.stamp(5))
 	}
 }
+
+// A change of size waits for the old phase even if it touches none of its
+// blocks: else the size at the seal would not be exact.
+func TestI2_ResizeWaitsForTheDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Options{})
+		f := newModelFile(100)
+		d := r.disk("a", f)
+		old := extent.Change{Off: off(5), Len: extent.BlockSize}
+		p, _ := d.Begin(old)
+		s := r.seal(SealRequest{SavedLimit: 1 << 20})
+		done := make(chan struct{})
+		go func() {
+			write(t, d, f, 150, 1, 1)
+			close(done)
+		}()
+		synctest.Wait()
+		if size, _ := f.Size(); size != off(100) {
+			t.Error("the file grew before the old phase was drained")
+		}
+		f.do(old, 1)
+		d.End(old, p, nil)
+		if err := s.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		if s.Disks[0].Size != off(100) || d.Size() != off(151) {
+			t.Errorf("size at the seal %d, now %d", s.Disks[0].Size, d.Size())
+		}
+		spooled(t, s)
+		r.close()
+	})
+}
+
+// From its Begin on, a shrink sends later writes past the new end into its queue.
+func TestI2_ShrinkInFlightIsTheSize(t *testing.T) {
+	r := newRig(t, Options{})
+	f := newModelFile(100)
+	d := r.disk("a", f)
+	cut := extent.Change{Kind: extent.Truncate, Off: off(10)}
+	p, err := d.Begin(cut)
+	if err != nil || d.Size() != off(10) {
+		t.Errorf("size %d in flight, %v", d.Size(), err)
+	}
+	d.End(cut, p, errDisk) // it failed: the size is the file's again
+	if d.Size() != off(100) {
+		t.Errorf("size %d after a failed shrink", d.Size())
+	}
+}
