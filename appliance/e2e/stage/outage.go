@@ -112,11 +112,15 @@ func (o *outages) judge(r *Report) {
 	ratio := float64(down) / float64(max(up, 1))
 	r.Figure("write p99", "away %v, up %v, ratio %.2f (at most %.1f)", down, up, ratio, awayRatio)
 	r.Figure("write max", "away %v, up %v", quantile(o.down, 1), quantile(o.up, 1))
-	r.Figure("spool", "most %d MiB as status says, quota %d MiB; state directory %d MiB", o.spooled>>20, o.quota>>20, o.used>>20)
-	r.Figure("caught up", "after %v", o.catchUp.Round(100*time.Millisecond))
 	if ratio > awayRatio {
 		r.Fail("the p99 of a guest write is %v with the target away and %v with it", down, up)
 	}
+	o.judgeSpool(r)
+}
+
+func (o *outages) judgeSpool(r *Report) {
+	r.Figure("spool", "most %d MiB as status says, quota %d MiB; state directory %d MiB", o.spooled>>20, o.quota>>20, o.used>>20)
+	r.Figure("caught up", "after %v", o.catchUp.Round(100*time.Millisecond))
 	if o.spooled > o.quota {
 		r.Fail("%d bytes spooled, the quota is %d", o.spooled, o.quota)
 	}
@@ -172,8 +176,7 @@ func quota(ctx context.Context, e *Env, r *Report, away time.Duration) (err erro
 		return err
 	}
 	r.Check(g.stop(), "the load of a small quota")
-	o.up, o.down = nil, nil // the other outage compares latencies
-	o.judge(r)
+	o.judgeSpool(r)
 	r.Check(g.atRest(ctx), "at rest")
 	return g.checkAll(ctx, mostPoints)
 }

@@ -2,6 +2,7 @@ package stage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -123,17 +124,30 @@ func (e *Env) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(e.Seed
 // fresh is the stage's directory, empty.
 func (e *Env) fresh(name string) (string, error) {
 	dir := filepath.Join(e.Dir, name)
-	mount := filepath.Join(dir, "mount")
-	for _, at := range []string{"sql", "tree", "check", "mount", "host"} {
-		rig.Detached(filepath.Join(dir, at))
-	}
-	if err := rig.Thaw(mount); err != nil {
-		return "", err
-	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := remove(dir); err != nil {
 		return "", err
 	}
 	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// remove removes a stage's directory, and unmounts what an interrupted run left in it.
+func remove(dir string) error {
+	for _, at := range []string{"sql", "tree", "check", "mount", "host"} {
+		rig.Detached(filepath.Join(dir, at))
+	}
+	if err := rig.Thaw(filepath.Join(dir, "mount")); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// Clean removes everything the stages left.
+func (e *Env) Clean() error {
+	entries, err := os.ReadDir(e.Dir)
+	for _, entry := range entries {
+		err = errors.Join(err, remove(filepath.Join(e.Dir, entry.Name())))
+	}
+	return errors.Join(err, os.RemoveAll(e.Dir))
 }
 
 // target starts what the stage replicates to.
