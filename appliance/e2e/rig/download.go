@@ -44,7 +44,7 @@ func (t *Target) Download(ctx context.Context, blob, to string) error {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<12)) // the status says enough without it
-		return fmt.Errorf("GET %s: %s: %s", u, resp.Status, text)
+		return &statusError{code: resp.StatusCode, text: fmt.Sprintf("GET %s: %s: %s", u, resp.Status, text)}
 	}
 	f, err := os.Create(to)
 	if err != nil {
@@ -56,6 +56,14 @@ func (t *Target) Download(ctx context.Context, blob, to string) error {
 	}
 	return f.Close()
 }
+
+// statusError is an answer of the service that is not what was asked for.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return e.text }
 
 // sign adds the authorization of a GET with a shared key ("Authorize with Shared Key" of the service's REST reference):
 // an HMAC over verb, eleven empty headers, the x-ms headers, and the path with the account before it.

@@ -222,7 +222,7 @@ func (g *guest) check(ctx context.Context, p rig.Point, bounds stamp.Bounds) err
 	}
 	if err := cut.Err(); err != nil {
 		kept := fmt.Sprintf("%s-%s", g.scratch, p.ID)
-		return errors.Join(fmt.Errorf("point %s: %w\n  the images are kept in %s", p.ID, err, kept), os.Rename(g.scratch, kept))
+		return errors.Join(fmt.Errorf("point %s: %w\n  the images are kept in %s", p.ID, err, kept), os.RemoveAll(kept), os.Rename(g.scratch, kept))
 	}
 	return nil
 }
