@@ -131,10 +131,13 @@ func (s source) seek(off int64, whence int) (at int64, err error) {
 		return 0, err
 	}
 	controlErr := conn.Control(func(fd uintptr) { at, err = unix.Seek(int(fd), off, whence) })
+	if controlErr != nil { // its only cause, and not an os.ErrClosed by itself
+		err = errors.Join(os.ErrClosed, controlErr)
+	}
 	if err != nil {
 		err = &os.PathError{Op: "seek", Path: s.file.Name(), Err: err}
 	}
-	return at, errors.Join(controlErr, err)
+	return at, err
 }
 
 // allData is NextData where the kernel cannot tell.

@@ -38,6 +38,7 @@ func TestImagesComeAndGo(t *testing.T) {
 
 	r.must(os.Remove(filepath.Join(r.mount, "web/renamed.img")))
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": os1})
+	r.equals("web", "latest", map[string][]byte{"os.img": os1})
 	if err := r.client.JournalCheck(r.ctx()); err != nil {
 		t.Error(err)
 	}
