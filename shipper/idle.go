@@ -16,7 +16,7 @@ func (v *VM) idleVM(disks []*disk) bool {
 	for _, d := range disks {
 		info, err := d.info()
 		size, sizeErr := d.src.Size()
-		if d.src.PendingBlocks() > 0 || d.src.Suspect() || d.table().UnknownCount() > 0 || err != nil || sizeErr != nil || size != info.FileSize {
+		if d.state.get().Resized || d.src.PendingBlocks() > 0 || d.src.Suspect() || d.table().UnknownCount() > 0 || err != nil || sizeErr != nil || size != info.FileSize {
 			return false
 		}
 	}

@@ -1,0 +1,182 @@
+package shipper
+
+import (
+	"context"
+	"testing"
+
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
+)
+
+// latePut makes the first put to a replica of unknown outcome: it lands when the
+// test says so.
+func (r *rig) latePut(name string) {
+	done := false
+	r.target.SetHook(func(op fake.Op) fake.Fault {
+		if done || op.Method != "PutPages" || op.Name != catalog.ReplicaName("vm", name) || op.Len < extent.BlockSize {
+			return fake.Fault{}
+		}
+		done = true
+		return fake.Fault{Kind: fake.Late}
+	})
+}
+
+// A put of unknown outcome is repeated behind a raised number only: what lands
+// late lands nowhere.
+func TestI6_LatePutOfAnApplyLandsNowhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.fill("a.raw", 0, 8*kib, 50)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		r.latePut("a.raw")
+		before := r.target.Counts()["PutPages"]
+		if err := r.run(r.vm.applyStep); err == nil {
+			t.Fatal("a put of unknown outcome is taken for done")
+		}
+		if n := r.target.Counts()["PutPages"] - before; n != 1 {
+			t.Errorf("%d puts behind one number", n)
+		}
+		r.target.SetHook(nil)
+		r.fill("a.raw", 0, 8*kib, 51)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep, r.vm.applyStep))
+		if landed := r.target.Land(); len(landed) != 1 || landed[0].Err == nil {
+			t.Errorf("landed: %v", landed)
+		}
+		r.finish()
+	})
+}
+
+func TestI6_LatePutOfInitialReplicationLandsNowhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("a.raw", 2*mib))
+		r.fill("a.raw", 100, 300*kib, 1)
+		r.must(r.run(r.vm.connectStep))
+		r.latePut("a.raw")
+		if err := r.run(r.vm.initialStep); err == nil {
+			t.Fatal("a put of unknown outcome is taken for done")
+		}
+		r.target.SetHook(nil)
+		r.fill("a.raw", 100, 300*kib, 2)
+		r.must(r.run(r.vm.initialStep))
+		if landed := r.target.Land(); len(landed) != 1 || landed[0].Err == nil {
+			t.Errorf("landed: %v", landed)
+		}
+		r.finish()
+	})
+}
+
+// A put that was given up on before the raise ahead of the snapshot cannot slip in
+// between the two.
+func TestI6_NumberIsRaisedBeforeTheSnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.fill("a.raw", 0, 8*kib, 50)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		raised, puts := false, 0
+		r.target.SetHook(func(op fake.Op) fake.Fault {
+			switch op.Method {
+			case "PutPages":
+				raised, puts = false, puts+1
+			case "SetSequence":
+				raised = true
+			case "Snapshot":
+				if !raised || puts == 0 {
+					t.Error("a snapshot behind the number of its puts")
+				}
+			}
+			return fake.Fault{}
+		})
+		r.must(r.run(r.vm.applyStep))
+		r.finish()
+	})
+}
+
+// The crashed apply went further than the newest record that is asked for now: it
+// never ends before that.
+func TestI6_ApplyNeverEndsEarlierThanItsAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		for i := range 2 {
+			r.fill("a.raw", int64(i)*64*kib, 32*kib, byte(60+i))
+			r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		}
+		records := r.vm.liveRecords()
+		r.hook = func(point string) {
+			if point == PointAfterPuts {
+				panic(crashed{})
+			}
+		}
+		_ = r.run(r.vm.applyStep)
+		r.hook = nil
+		r.crash()
+		r.must(r.run(r.connect))
+		r.must(r.run(func(ctx context.Context) error {
+			return r.vm.applyThrough(ctx, records[len(records)-2].ID())
+		}))
+		if st := r.vm.state.get(); st.Applied != records[len(records)-1].ID() {
+			t.Errorf("applied %s", st.Applied)
+		}
+		r.finish()
+	})
+}
+
+// A disk whose base is newer than the end of an apply takes no part in it.
+func TestI6_NewDiskIsNotApplied(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.fill("a.raw", 0, 8*kib, 50)
+		r.must(r.run(r.vm.captureStep)) // does not know the new disk
+		r.images["c.raw"] = newImage("c.raw", mib)
+		r.order = append(r.order, "c.raw")
+		r.attach(2, "c.raw")
+		r.fill("c.raw", 0, 100*kib, 9)
+		var once bool
+		r.hook = func(point string) {
+			if point == PointBeforeSnapshot && !once { // an epoch that lists it initial, newer than its base
+				once = true
+				r.must(r.vm.captureStep(context.Background()))
+				r.fill("a.raw", 0, 8*kib, 51)
+				r.must(r.vm.captureStep(context.Background()))
+			}
+		}
+		r.must(r.run(r.vm.initialStep))
+		r.hook = nil
+		r.must(r.run(r.vm.shipStep, r.vm.applyStep))
+		r.finish()
+	})
+}
+
+// Initial replication is cut short by a resize, at every operation.
+func TestInitialReplicationThroughResizes(t *testing.T) {
+	for k := 1; ; k++ {
+		struck := false
+		bubble(t, func(t *testing.T) {
+			r := newRig(t, newImage("a.raw", 2*mib))
+			r.fill("a.raw", 0, mib, 1)
+			r.must(r.run(r.vm.connectStep))
+			first := r.target.Operations()
+			r.target.SetHook(func(op fake.Op) fake.Fault {
+				if op.N != first+k {
+					return fake.Fault{}
+				}
+				struck = true
+				r.truncate("a.raw", mib/2) // smaller, then what it was: the rest is holes now
+				if k%2 == 0 {
+					r.truncate("a.raw", 2*mib)
+				}
+				return fake.Fault{Kind: fake.Kind(k % 4)}
+			})
+			_ = r.run(r.vm.initialStep)
+			r.target.SetHook(nil)
+			if k%3 == 0 {
+				r.crash()
+			}
+			r.truncate("a.raw", 2*mib+4096)
+			r.finish()
+		})
+		if !struck || t.Failed() {
+			return
+		}
+	}
+}
