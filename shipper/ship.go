@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -175,49 +177,67 @@ func (v *VM) cycleOf(m *spool.Manifest) Cycle {
 }
 
 // upload puts the segments of one epoch side by side: the service limits a blob,
-// not an account.
+// not an account. The references are in the order of the manifest.
 func (v *VM) upload(ctx context.Context, m *spool.Manifest) ([]catalog.SegmentRef, error) {
+	v.sent.Store(0)
 	var refs []catalog.SegmentRef
+	g, ctx := errgroup.WithContext(ctx)
 	for _, md := range m.Disks {
 		if md.Segment == nil {
 			continue
 		}
-		ref, err := v.uploadSegment(ctx, m, md)
-		if err != nil {
-			return nil, fmt.Errorf("segment of disk %s: %w", md.Name, err)
-		}
+		ref := v.segmentRef(m, md)
 		refs = append(refs, ref)
+		if m.RecordAttempted {
+			continue // it was durable there before the attempt
+		}
+		g.Go(func() error {
+			if err := v.uploadSegment(ctx, m, md, ref); err != nil {
+				return fmt.Errorf("segment of disk %s: %w", md.Name, err)
+			}
+			return nil
+		})
 	}
-	return refs, nil
+	return refs, g.Wait()
 }
 
 // uploadSegment may be repeated: the name carries generation and epoch, which are
 // never used twice, so whatever has it has our bytes or none.
-func (v *VM) uploadSegment(ctx context.Context, m *spool.Manifest, md spool.ManifestDisk) (catalog.SegmentRef, error) {
-	ref := v.segmentRef(m, md)
-	if m.RecordAttempted {
-		return ref, nil // it was durable there before the attempt
-	}
+func (v *VM) uploadSegment(ctx context.Context, m *spool.Manifest, md spool.ManifestDisk, ref catalog.SegmentRef) error {
 	f, err := v.deps.Spool.OpenSegment(m, md.ID)
 	if err != nil {
-		return ref, err
+		return err
 	}
 	defer f.Close()
-	err = v.repeat(ctx, func(ctx context.Context) error {
-		return v.target.CreatePages(ctx, ref.Blob, ref.Size, 0)
-	})
-	if err != nil && !errors.Is(err, target.ErrExists) {
-		return ref, err
+	if err := v.createLog(ctx, ref); err != nil {
+		return err
 	}
 	p := v.newPutter(ctx, ref.Blob, target.Unguarded)
 	sum, err := v.putFile(p, f, ref.Size)
 	if err := errors.Join(err, p.wait()); err != nil {
-		return ref, err
+		return err
 	}
 	if sum != md.Segment.Sum {
-		return ref, fmt.Errorf("%w: checksum %s, manifest says %s", errDamaged, catalog.FormatSum(sum), ref.Sum)
+		return fmt.Errorf("%w: checksum %s, manifest says %s", errDamaged, catalog.FormatSum(sum), ref.Sum)
 	}
-	return ref, nil
+	return nil
+}
+
+// createLog makes the blob of a segment, or finds the one of an earlier attempt.
+func (v *VM) createLog(ctx context.Context, ref catalog.SegmentRef) error {
+	err := v.repeat(ctx, func(ctx context.Context) error {
+		return v.target.CreatePages(ctx, ref.Blob, ref.Size, 0)
+	})
+	if !errors.Is(err, target.ErrExists) {
+		return err
+	}
+	return v.repeat(ctx, func(ctx context.Context) error {
+		p, err := v.target.Properties(ctx, ref.Blob, "")
+		if err == nil && p.Size != ref.Size {
+			return fmt.Errorf("%s has %d bytes, ours has %d: %w", ref.Blob, p.Size, ref.Size, catalog.ErrForeignRecord)
+		}
+		return err
+	})
 }
 
 // putFile queues the puts of a whole file and returns the checksum of what it read.
@@ -235,7 +255,10 @@ func (v *VM) putFile(p *putter, f io.ReaderAt, size int64) (checksum.Sum, error)
 		}
 		part := checksum.Of((*buf)[:n])
 		sum = checksum.Combine(sum, part, int64(n))
-		p.data(off, buf, n, part, nil)
+		p.data(off, buf, n, part, func() error {
+			v.sent.Add(int64(n))
+			return nil
+		})
 	}
 	return sum, nil
 }

@@ -89,7 +89,7 @@ func (v *VM) progress() Progress {
 			total += m.SegmentBytes()
 		}
 	}
-	return Progress{Stage: "ship", Total: total}
+	return Progress{Stage: "ship", Done: min(v.sent.Load(), total), Total: total}
 }
 
 // SealLast brings what changed into the spool, once nothing changes any more.

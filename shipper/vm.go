@@ -88,6 +88,7 @@ type VM struct {
 
 	redoing sync.Mutex // held over the local I/O of the one redo
 	redone  atomic.Bool
+	sent    atomic.Int64 // bytes acknowledged of the epoch that is being uploaded
 
 	mu struct {
 		sync.Mutex   // never held over I/O
