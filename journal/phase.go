@@ -72,7 +72,17 @@ func (vm *VM) enter() *phase {
 // reports it drained. The seal looks too, after its switch, so one of the two
 // sees the other.
 func (vm *VM) leave(p *phase, n uint64) {
-	if uint32(p.writers.Add(-n)) == 0 && vm.phase.Load() != p {
+	if uint32(p.writers.Add(-n)) == 0 {
+		vm.emptied(p)
+	}
+}
+
+// emptied reports p drained if it was replaced and nobody is in it. It looks at
+// the count again, after the phase: the zero its caller saw says nothing about a
+// writer that entered since, while the phase was still current. Once it is
+// replaced, everybody who belongs to it is in the count.
+func (vm *VM) emptied(p *phase) {
+	if vm.phase.Load() != p && p.writersIn() == 0 {
 		p.drain()
 	}
 }
