@@ -85,7 +85,17 @@ func (s source) ReadAt(p []byte, off int64) (int, error) {
 	return n, whileRemoved(err)
 }
 
-func (s source) Datasync() error { return unix.Fdatasync(int(s.file.Fd())) }
+// Datasync holds on to the descriptor, as seek does.
+func (s source) Datasync() error {
+	conn, err := s.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if controlErr := conn.Control(func(fd uintptr) { err = unix.Fdatasync(int(fd)) }); controlErr != nil {
+		return whileRemoved(errors.Join(os.ErrClosed, controlErr))
+	}
+	return err
+}
 
 func (s source) Size() (int64, error) {
 	st, err := s.file.Stat()

@@ -217,6 +217,7 @@ func (a *Appliance) serve(ctx context.Context) error {
 		return errors.Join(err, a.closeMachines(), a.journal.Close(base))
 	}
 	a.limitMemory()
+	a.redo()
 	run, stop := context.WithCancel(base)
 	defer stop()
 	g, run := errgroup.WithContext(run)
@@ -231,6 +232,16 @@ func (a *Appliance) serve(ctx context.Context) error {
 		}
 	}
 	return errors.Join(err, notify.Stopping(), a.shutDown(base, stop, g))
+}
+
+// redo brings the tables of every VM up to its spool, before anything is compared
+// with them or forgotten in them.
+func (a *Appliance) redo() {
+	for _, m := range a.machines() {
+		if err := m.pipeline.Redo(); err != nil { // its guests are served all the same, and Run tries again
+			a.log.Error("spooled epochs cannot be redone", "vm", m.name, "code", "redo-failed", "cause", err, "action", "look at the state directory's disk")
+		}
+	}
 }
 
 // startServices runs what needs the mounts.

@@ -78,6 +78,9 @@ func TestSourceFindsData(t *testing.T) {
 	if _, _, err = s.allData(9 << 20); err != io.EOF {
 		t.Errorf("past the end: %v", err)
 	}
+	if err := s.Datasync(); err != nil {
+		t.Error(err)
+	}
 	if size, err := s.Size(); size != 8<<20 || err != nil {
 		t.Errorf("%d %v", size, err)
 	}
@@ -85,7 +88,7 @@ func TestSourceFindsData(t *testing.T) {
 	_, sizeErr := s.Size()
 	_, readErr := s.ReadAt(make([]byte, 1), 0)
 	_, _, seekErr := s.NextData(0)
-	for _, err := range []error{sizeErr, readErr, seekErr} {
+	for _, err := range []error{sizeErr, readErr, seekErr, s.Datasync()} {
 		if class, code, _, _ := retry.Describe(err); class != retry.Recoverable || code != "disk-removed" {
 			t.Errorf("a removed disk: %v is %v %s", err, class, code)
 		}

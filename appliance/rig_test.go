@@ -25,8 +25,11 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image"
 )
 
-// serveEnv makes the test binary an appliance that can be killed.
-const serveEnv = "VHDRELAY_TEST_SERVE"
+// The environment that makes the test binary an appliance that can be killed.
+const (
+	serveEnv = "VHDRELAY_TEST_SERVE" // the config
+	pointEnv = "VHDRELAY_TEST_POINT" // the failpoint it dies at
+)
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(serveEnv); path != "" {
@@ -40,7 +43,7 @@ func serveChild(path string) int {
 	defer stop()
 	conf, err := config.Load(path)
 	if err == nil {
-		err = Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		err = Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Hook: dieAt(os.Getenv(pointEnv), path)})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -60,6 +63,7 @@ type rig struct {
 	source, mount, state, store string
 	path, socket                string
 	extra                       string // lines of the config
+	failpoint                   string // where a child dies, "" for nowhere
 	mounted                     bool   // the state directory is a file system of its own
 	client                      *control.Client
 	app                         *Appliance // nil while it does not run
@@ -312,7 +316,7 @@ func (r *rig) child() *exec.Cmd {
 	r.t.Helper()
 	r.config()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serveEnv+"="+r.path)
+	cmd.Env = append(os.Environ(), serveEnv+"="+r.path, pointEnv+"="+r.failpoint)
 	cmd.Stderr = &r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r.must(cmd.Start())
