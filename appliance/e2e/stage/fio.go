@@ -21,7 +21,7 @@ func newFio(ctx context.Context, appliance *rig.Rig) error {
 func fio(ctx context.Context, appliance *rig.Rig, d time.Duration) error {
 	return command(ctx, "fio", "--name=verify", "--filename="+filepath.Join(appliance.Mount, fioVM, fioDisk),
 		"--size="+strconv.Itoa(fioSize), "--rw=randwrite", "--bsrange=4k-256k", "--blockalign=4k", "--direct=1", "--ioengine=psync", "--fsync=32",
-		"--rate=4m,4m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--time_based",
+		"--rate=4m,4m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_state_save=0", "--time_based",
 		fmt.Sprintf("--runtime=%d", int(d.Seconds())), "--output-format=terse")
 }
 

@@ -176,17 +176,6 @@ func (g *guest) stop() error {
 	}
 }
 
-// failed is the error of a load that ended by itself, nil while it runs.
-func (g *guest) failed() error {
-	select {
-	case err := <-g.running.done:
-		g.running.done <- err
-		return err
-	default:
-		return nil
-	}
-}
-
 // eraOf finds the era a point was sealed in, by its time.
 func (g *guest) eraOf(p rig.Point) *era {
 	found := g.eras[0]

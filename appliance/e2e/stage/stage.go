@@ -38,6 +38,7 @@ var All = []Stage{
 	{"sparse", "24 GiB with little data: the data is moved, not the holes", Sparse},
 	{"outage", "the target away under load: no guest error, no slower write, within the quota", Outage},
 	{"quota", "a spool far too small for an outage: it converges, points resume", Quota},
+	{"storm", "faults, kills, a small spool and a lost state directory together", Storm},
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
