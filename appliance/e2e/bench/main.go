@@ -84,7 +84,7 @@ func configure(args []string, out io.Writer) (b *bench, which *regexp.Regexp, er
 	b = &bench{out: out, log: os.Stderr}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	pattern := flags.String("run", "", "only the measurements whose name matches: fio, latency, state, ship, scan, crash, memory")
-	flags.IntVar(&b.rounds, "rounds", 7, "rounds of the interleaved measurements")
+	flags.IntVar(&b.rounds, "rounds", 5, "rounds of the interleaved measurements")
 	flags.BoolVar(&b.short, "short", false, "smaller files, fewer and shorter rounds: for a look, not for the README")
 	flags.DurationVar(&b.turn, "turn", 2*time.Second, "how long each variant runs in a round")
 	flags.StringVar(&b.dir, "dir", os.TempDir(), "where the files lie: a file system with 8 GiB free")
