@@ -13,7 +13,7 @@ import (
 
 var (
 	seed  = flag.Uint64("seed", 0, "run one random history only, the one of this seed")
-	seeds = flag.Int("seeds", 60, "number of random histories")
+	seeds = flag.Int("seeds", 40, "number of random histories")
 )
 
 // TestRandomHistories mixes what guests, target and operators can do with

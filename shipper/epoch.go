@@ -1,0 +1,172 @@
+package shipper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/shipper/spool"
+)
+
+// capture is one epoch on its way into the spool.
+type capture struct {
+	vm       *VM
+	epoch    Epoch
+	complete map[string]bool
+	manifest *spool.Manifest
+	draft    *spool.Draft
+	unknown  map[string]int64 // by disk: unknown entries when its checksum was taken
+	open     string           // why the epoch is no state of the VM; empty: closed
+	room     int64            // blocks that may still be captured
+	prefix   bool             // the rest of the change set waits for room
+}
+
+// leaveOpen notes the first reason why this epoch is never offered.
+func (c *capture) leaveOpen(reason string) {
+	if c.open == "" {
+		c.open = reason
+	}
+}
+
+// spool writes the segments and, last, the manifest.
+func (c *capture) spool(ctx context.Context, disks []*disk) error {
+	if err := c.epoch.Wait(ctx); err != nil {
+		return err
+	}
+	c.returnOthers()
+	c.budget(disks)
+	st := c.vm.state.get()
+	draft, err := c.vm.deps.Spool.Begin(st.Generation, c.epoch.Number())
+	if err != nil {
+		return err
+	}
+	c.draft = draft
+	c.manifest = c.newManifest(st.Generation)
+	err = c.write(ctx)
+	if err == nil {
+		err = draft.Commit(c.manifest)
+	}
+	if err != nil {
+		return errors.Join(err, draft.Abort())
+	}
+	return nil
+}
+
+// write fills the draft and its manifest.
+func (c *capture) write(ctx context.Context) error {
+	for _, d := range c.vm.disks() {
+		if d.state.get().Key == "" {
+			continue // not known to the target yet
+		}
+		if err := c.disk(ctx, d); err != nil {
+			return err
+		}
+	}
+	c.judge()
+	c.vm.opts.Hook(PointBeforeManifest)
+	if c.epoch.Voided() {
+		return errVoid
+	}
+	return nil
+}
+
+func (c *capture) newManifest(generation uint64) *spool.Manifest {
+	return &spool.Manifest{
+		VM: c.vm.opts.Name, VMID: c.vm.opts.ID, Generation: generation, Epoch: c.epoch.Number(),
+		Previous: c.vm.newestManifest(), EpochUUID: uuid.UUID(c.epoch.UUID()).String(), SealedAt: c.epoch.Time().UTC(),
+	}
+}
+
+// returnOthers gives back what the seal took of disks this epoch does not carry:
+// disks in initial replication, and disks that came or completed after the request.
+func (c *capture) returnOthers() {
+	for _, id := range c.epoch.Disks() {
+		if !c.complete[id] {
+			c.epoch.ReturnDisk(id)
+		}
+	}
+}
+
+func (c *capture) giveBack(id string, ed EpochDisk) {
+	var all []FileRange
+	for r := range ed.List(0) {
+		all = append(all, r)
+	}
+	c.epoch.Return(id, all...)
+}
+
+// budget cuts a capture that does not fit to a prefix: the rest is merged back
+// before anything is read, and the epoch stays open.
+func (c *capture) budget(disks []*disk) {
+	var listed int64
+	for _, d := range disks {
+		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+			listed += ed.ListBlocks()
+		}
+	}
+	c.room = max(c.vm.freeQuota()/2/extent.BlockSize, minPrefixBlocks)
+	if listed <= c.room {
+		return
+	}
+	c.prefix = true
+	c.leaveOpen(fmt.Sprintf("%d of %d changed blocks fit into the spool's quota", c.room, listed))
+	for _, d := range disks {
+		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+			c.cut(d, ed)
+		}
+	}
+}
+
+// cut keeps the first c.room blocks of a disk's list, and its metadata, without
+// which the rest cannot be read, and returns the others.
+func (c *capture) cut(d *disk, ed EpochDisk) {
+	var rest extent.Set[extent.FileBlock]
+	for r := range ed.List(0) {
+		keep := min(r.Len(), c.room)
+		c.room -= keep
+		if keep < r.Len() {
+			rest.Add(FileRange{Start: r.Start + extent.FileBlock(keep), End: r.End})
+		}
+	}
+	info, _ := d.info()
+	for _, meta := range info.Layout().Metadata() {
+		rest.Remove(meta)
+	}
+	c.epoch.Return(d.src.ID(), rest.Ranges()...)
+}
+
+// disk writes the segment of one disk and its line in the manifest.
+func (c *capture) disk(ctx context.Context, d *disk) error {
+	info, _ := d.info()
+	md := spool.ManifestDisk{ID: d.src.ID(), Name: d.src.Name(), Format: info.Format, State: spool.Initial, VirtualSize: info.VirtualSize}
+	ed, known := c.epoch.Disk(d.src.ID())
+	if c.complete[d.src.ID()] && known {
+		md.State, md.FileSize = spool.Complete, ed.FileSize()
+		if ed.SuspectAtSeal() {
+			c.leaveOpen(fmt.Sprintf("disk %s: regions wait for their comparison", d.src.Name()))
+		}
+		if err := c.segment(ctx, d, ed, &md); err != nil {
+			return fmt.Errorf("disk %s: capture of epoch %d: %w", d.src.Name(), c.epoch.Number(), err)
+		}
+	}
+	c.manifest.Disks = append(c.manifest.Disks, md)
+	return nil
+}
+
+// judge decides whether the epoch is a state of the VM (DESIGN §4, closed or open).
+func (c *capture) judge() {
+	if c.epoch.Torn() {
+		c.leaveOpen("a block could not be saved before the guest overwrote it")
+	}
+	for _, md := range c.manifest.Disks {
+		d := c.vm.diskByID(md.ID)
+		doubted := d != nil && d.table() != nil && d.table().UnknownCount() > c.unknown[md.ID]
+		if md.State == spool.Complete && (!md.SumKnown || doubted) {
+			c.leaveOpen(fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name))
+		}
+	}
+	c.manifest.Closed, c.manifest.OpenReason = c.open == "", c.open
+}
