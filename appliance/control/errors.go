@@ -26,7 +26,8 @@ const (
 // Code is a stable name of an error, for scripts.
 type Code string
 
-// The codes that this package and the command line use; the appliance may add codes of its own.
+// The codes that this package and the command line use. They never change, underscores included. The appliance adds its own
+// (store-in-use, nothing-to-protect, …) and, for a failure that status and log know too, uses the kebab-case code of these.
 const (
 	CodeInternal    Code = "internal"
 	CodeUsage       Code = "usage"
