@@ -61,7 +61,12 @@ func (c *capture) write(ctx context.Context) error {
 		if d.state.get().Key == "" {
 			continue // not known to the target yet
 		}
-		if err := c.disk(ctx, d); err != nil {
+		err := c.disk(ctx, d)
+		if err != nil && !c.vm.stillHere(d) {
+			c.vm.capture.wake() // its file is closed: the next epoch does not have it
+			return fmt.Errorf("disk %s: %w", d.src.Name(), errRetired)
+		}
+		if err != nil {
 			return err
 		}
 	}

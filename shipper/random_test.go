@@ -33,7 +33,7 @@ func TestRandomHistories(t *testing.T) {
 		})
 	}
 	t.Log(struck)
-	if *seed == 0 {
+	if n >= 40 {
 		for _, kind := range []string{"crash", "fault", "open", "give-up", "takeover", "resize"} {
 			if struck[kind] == 0 {
 				t.Errorf("no %s in any history", kind)
@@ -108,7 +108,7 @@ func (p *player) move() {
 		p.apply()
 	case n < 17:
 		before := len(r.spool.Manifests())
-		r.quota = []int64{2 * mib, mib, 600 * kib, 64 * mib}[p.rng.IntN(4)]
+		r.quota = []int64{2 * mib, mib, 100 * kib, 20 * kib, 64 * mib}[p.rng.IntN(5)]
 		p.try(p.vm((*VM).captureStep))
 		if len(r.spool.Manifests()) < before {
 			p.struck["give-up"]++

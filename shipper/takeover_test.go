@@ -278,3 +278,24 @@ func TestPointTimesAscendThoughTheClockStepsBack(t *testing.T) {
 		}
 	})
 }
+
+// A disk leaves while it is captured: no trouble but for this one epoch.
+func TestDiskThatLeavesDuringACapture(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.fill("b.vhd", 0, 70*kib, 9)
+		r.fill("a.raw", 0, 70*kib, 9)
+		gone := r.disks["b.vhd"]
+		r.hook = func(point string) {
+			if point == PointAfterSeal {
+				r.hook = nil
+				r.vm.RemoveDisk(gone.ID())
+				delete(r.disks, "b.vhd")
+				r.order = r.order[:1]
+			}
+		}
+		r.must(r.run(r.vm.captureStep))
+		r.must(r.log.RemoveDisk(gone))
+		r.finish()
+	})
+}
