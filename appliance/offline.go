@@ -109,7 +109,7 @@ func Export(ctx context.Context, c config.Target, req cli.ExportRequest, progres
 		req.Format = cli.FormatVHD
 	}
 	files, err := write(s, req, restore.ExportOptions{Format: req.Format, Force: req.Force, Progress: steps("exporting", progress)})
-	result := cli.ExportResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time}
+	result := cli.ExportResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time, Missing: missing(s.Record(), req.Disk)}
 	for i, p := range s.Plans() {
 		if st, statErr := os.Stat(files[i]); err == nil && statErr == nil {
 			result.Files = append(result.Files, cli.ExportedFile{Disk: p.Disk.Name, Path: files[i], Format: req.Format, Size: st.Size()})
@@ -155,13 +155,24 @@ func steps(stage string, progress func(control.Progress)) restore.Progress {
 	}
 }
 
+// missing are the disks that a point of a whole VM names and does not hold.
+func missing(r catalog.Record, disk string) []string {
+	var names []string
+	for _, d := range r.Disks {
+		if disk == "" && d.State != catalog.StateComplete {
+			names = append(names, d.Name)
+		}
+	}
+	return names
+}
+
 // Verify proves the disks of a point against the checksums in its record.
 func Verify(ctx context.Context, c config.Target, req cli.VerifyRequest, progress func(control.Progress)) (cli.VerifyResult, error) {
 	s, err := hold(ctx, c, req.VM, req.Disk, req.Point)
 	if err != nil {
 		return cli.VerifyResult{}, err
 	}
-	result := cli.VerifyResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time}
+	result := cli.VerifyResult{VM: req.VM, Point: s.Record().ID().String(), Time: s.Record().Time, Missing: missing(s.Record(), req.Disk)}
 	for _, p := range s.Plans() {
 		v, verifyErr := verifyDisk(s, p, progress)
 		err = errors.Join(err, verifyErr)

@@ -63,6 +63,8 @@ type ExportResult struct {
 	Point string         `json:"point"`
 	Time  time.Time      `json:"time"`
 	Files []ExportedFile `json:"files"`
+	// Missing are disks of the VM that the point does not hold: they were in initial replication.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // ExportedFile is one disk, written. Size is the file's in bytes.
@@ -87,6 +89,8 @@ type VerifyResult struct {
 	Point string         `json:"point"`
 	Time  time.Time      `json:"time"`
 	Disks []VerifiedDisk `json:"disks"`
+	// Missing as in ExportResult.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // VerifiedDisk is one disk, read whole. Size is in bytes, sums are CRC-64/NVME in hex.

@@ -151,10 +151,18 @@ func checkExport(req *ExportRequest) error {
 	}
 }
 
+// warnMissing says what a point lacks, where nobody takes it for output.
+func (a *app) warnMissing(point string, disks []string) {
+	for _, d := range disks {
+		fmt.Fprintf(a.Stderr, "warning: point %s does not hold disk %s, which was in initial replication then\n", point, d)
+	}
+}
+
 func (a *app) printExport(res ExportResult, asJSON bool) error {
 	if asJSON {
 		return a.printJSON(res)
 	}
+	a.warnMissing(res.Point, res.Missing)
 	for _, f := range res.Files {
 		if err := a.print("%s  %s, %s", f.Path, f.Format, bytesText(f.Size)); err != nil {
 			return err
@@ -205,6 +213,7 @@ func (a *app) printVerify(res VerifyResult, asJSON bool) error {
 	if asJSON {
 		return a.printJSON(res)
 	}
+	a.warnMissing(res.Point, res.Missing)
 	for _, d := range res.Disks {
 		text := "ok, CRC-64 " + d.Found
 		switch {
