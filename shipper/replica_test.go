@@ -161,7 +161,26 @@ func TestI6_NewDiskIsNotApplied(t *testing.T) {
 		}
 		r.must(r.run(r.vm.initialStep))
 		r.hook = nil
-		r.must(r.run(r.vm.shipStep, r.vm.applyStep))
+		creates := 0
+		r.target.SetHook(func(op fake.Op) fake.Fault { // the last of the three is not recorded yet
+			if op.Method == "Create" {
+				creates++
+			}
+			if op.Method == "Create" && creates > 2 {
+				return fake.Fault{Kind: fake.Refuse}
+			}
+			return fake.Fault{}
+		})
+		if err := r.run(r.vm.shipStep); err == nil {
+			t.Fatal("recorded all")
+		}
+		r.must(r.run(r.vm.applyStep))
+		r.target.SetHook(nil)
+		r.must(r.run(r.vm.shipStep))
+		r.check()
+		r.fill("c.raw", 0, 8*kib, 52)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		r.check() // before any apply mends it
 		r.finish()
 	})
 }
@@ -198,4 +217,26 @@ func TestInitialReplicationThroughResizes(t *testing.T) {
 			return
 		}
 	}
+}
+
+// What an attempt may have put is cleared when it reads zero by now.
+func TestI4_ZeroBlockOfUnknownEntryIsCleared(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("a.raw", 2*mib))
+		r.fill("a.raw", 0, 300*kib, 1)
+		r.must(r.run(r.vm.connectStep))
+		r.target.SetHook(func(op fake.Op) fake.Fault {
+			if op.Method == "PutPages" && op.Len >= extent.BlockSize {
+				return fake.Fault{Kind: fake.Applied}
+			}
+			return fake.Fault{}
+		})
+		if err := r.run(r.vm.initialStep); err == nil {
+			t.Fatal("a put of unknown outcome is taken for done")
+		}
+		r.target.SetHook(nil)
+		r.discard("a.raw", 0, 200*kib)
+		r.must(r.run(r.vm.initialStep))
+		r.finish()
+	})
 }
