@@ -154,6 +154,7 @@ func TestI6_NewDiskIsNotApplied(t *testing.T) {
 		r.hook = func(point string) {
 			if point == PointBeforeSnapshot && !once { // an epoch that lists it initial, newer than its base
 				once = true
+				r.fill("c.raw", 50*kib, 8*kib, 77) // after it was sent: no epoch may take it away
 				r.must(r.vm.captureStep(context.Background()))
 				r.fill("a.raw", 0, 8*kib, 51)
 				r.must(r.vm.captureStep(context.Background()))
@@ -237,6 +238,24 @@ func TestI4_ZeroBlockOfUnknownEntryIsCleared(t *testing.T) {
 		r.target.SetHook(nil)
 		r.discard("a.raw", 0, 200*kib)
 		r.must(r.run(r.vm.initialStep))
+		r.finish()
+	})
+}
+
+// An entry becomes unknown between manifest and record: the target may not hold
+// what the table said, so the epoch is no point.
+func TestI5_JudgedAgainBeforeTheRecord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.fill("a.raw", 0, 8*kib, 50)
+		r.must(r.run(r.vm.captureStep))
+		table, _, _ := r.vm.Table(r.disks["a.raw"].ID())
+		r.must(table.Forget(DiskRange{Start: 9, End: 10}))
+		before := r.vm.state.get().Recorded
+		r.must(r.run(r.vm.shipStep))
+		if now := r.vm.state.get(); now.Recorded != before || len(now.Unrecorded) != 1 {
+			t.Errorf("recorded %s", now.Recorded)
+		}
 		r.finish()
 	})
 }

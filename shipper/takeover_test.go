@@ -299,3 +299,21 @@ func TestDiskThatLeavesDuringACapture(t *testing.T) {
 		r.finish()
 	})
 }
+
+// No snapshot of the old generation lies before the cut, and what is at the target
+// is not what the source holds: the first point is right before any apply.
+func TestI7_FirstPointOfAGenerationCarriesEverything(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("a.raw", 2*mib))
+		r.fill("a.raw", 100, 300*kib, 1)
+		r.must(r.log.RaiseEpoch(5))
+		r.must(r.run(r.vm.connectStep, r.vm.initialStep))
+		r.discard("a.raw", 0, 200*kib)
+		o := r.other("machine")
+		o.must(o.run(o.connect, o.vm.initialStep, o.vm.captureStep, o.vm.shipStep))
+		if records := o.check(); len(records) != 1 {
+			t.Errorf("%d points", len(records))
+		}
+		o.finish()
+	})
+}
