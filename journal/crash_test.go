@@ -116,6 +116,7 @@ func (c *crashRig) step() error {
 	case n < 9:
 		return c.epoch()
 	default:
+		rest(c.r.vm)
 		_, err := c.r.vm.Deactivate(context.Background())
 		return err
 	}

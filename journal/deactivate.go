@@ -12,7 +12,8 @@ import (
 // Deactivate takes the records of regions away that can no longer differ from
 // the checksum table (design §3): active, nobody in them, not suspect, (a) no
 // block in a change set, (b) no epoch sealed, (c) a Datasync that began after
-// all that held has succeeded. It returns how many went. ErrSealed while an
+// all that held has succeeded; and nobody was in them since the call before: a
+// region in use stays. It returns how many went. ErrSealed while an
 // epoch is outstanding, ErrFailing while the journal is. A failed Datasync
 // makes the disk's active regions suspect and is returned; other disks go on.
 func (vm *VM) Deactivate(ctx context.Context) (int, error) {
@@ -67,7 +68,8 @@ func (d *Disk) deactivate() (int, error) {
 func (d *Disk) candidates() []region {
 	var out []region
 	for _, r := range d.regions.list() {
-		if d.settledIn(r) && d.regions.unused(r) {
+		// Every region is asked, so that its turn counts from here.
+		if rested := d.regions.rested(r); rested && d.settledIn(r) {
 			out = append(out, r)
 		}
 	}

@@ -167,6 +167,7 @@ func failKth(t *testing.T, k int, fault memory.Fault) bool {
 		if err := errors.Join(s.Wait(t.Context()), s.Spooled()); err != nil {
 			t.Error(err)
 		}
+		rest(vm)
 		_, err = vm.Deactivate(t.Context())
 		if err != nil && !hit {
 			t.Error(err)
@@ -218,6 +219,7 @@ func TestI9_SlowActivationGoesOnUnderTheMark(t *testing.T) {
 		if time.Since(began) != 0 || f.mu.marks != 1 {
 			t.Errorf("later writes took %v and %d marks", time.Since(began), f.mu.marks)
 		}
+		rest(r.vm)
 		if _, err := r.vm.Deactivate(t.Context()); !errors.Is(err, ErrFailing) {
 			t.Errorf("deactivate: %v", err)
 		}
@@ -306,6 +308,7 @@ func TestI9_ALeavingRegionThatHangsIsWrittenUnderTheMark(t *testing.T) {
 		r.store.Before = func(int, *kv.Batch) memory.Fault { <-hang; return memory.None }
 		done := make(chan error)
 		go func() {
+			rest(r.vm)
 			_, err := r.vm.Deactivate(t.Context())
 			done <- err
 		}()
@@ -344,6 +347,7 @@ func TestI1_WriteToALeavingRegionWaitsForTheDelete(t *testing.T) {
 		write(t, d, f, 0, 1, 1)
 		spooled(t, r.sealed(SealRequest{}))
 		r.store.Before = func(int, *kv.Batch) memory.Fault { <-hang; return memory.None }
+		rest(r.vm)
 		go r.vm.Deactivate(t.Context())
 		synctest.Wait()
 		wrote := make(chan struct{})

@@ -235,10 +235,12 @@ func TestI4_DeactivationTakesOnlyWhatIsSettled(t *testing.T) {
 	for i := range extent.FileBlock(4) {
 		write(t, d, f, i*extent.BlocksPerRegion, 1, 1)
 	}
+	rest(r.vm)
 	if n, err := r.vm.Deactivate(t.Context()); n != 0 || err != nil || f.mu.syncs != 1 {
 		t.Errorf("with changed blocks: %d, %v; %d syncs", n, err, f.mu.syncs)
 	}
 	s := r.sealed(SealRequest{})
+	rest(r.vm)
 	if _, err := r.vm.Deactivate(t.Context()); !errors.Is(err, ErrSealed) {
 		t.Errorf("while sealed: %v", err)
 	}
@@ -248,6 +250,7 @@ func TestI4_DeactivationTakesOnlyWhatIsSettled(t *testing.T) {
 	d.End(extent.Change{Off: off(1024)}, p, nil)            //
 	f.mu.beforeSync = func() { write(t, d, f, 1024, 1, 2) } // region 1 during the sync
 	d.sus.bits.Set(oneRegion(2))                            // region 2 is suspect
+	rest(r.vm)
 	n, err := r.vm.Deactivate(t.Context())
 	if n != 1 || err != nil || !slices.Equal(d.regions.list(), []region{0, 1, 2}) || hasRecord(r.store, d, 3) {
 		t.Errorf("%d, %v; active %v", n, err, d.regions.list())
@@ -263,6 +266,7 @@ func TestI4_FailedSyncMakesActiveRegionsSuspect(t *testing.T) {
 	spooled(t, r.sealed(SealRequest{}))
 	write(t, d, f, 5*extent.BlocksPerRegion, 1, 1)
 	f.mu.syncErr = errDisk
+	rest(r.vm)
 	if n, err := r.vm.Deactivate(t.Context()); n != 0 || !errors.Is(err, errDisk) {
 		t.Errorf("%d, %v", n, err)
 	}
@@ -270,6 +274,7 @@ func TestI4_FailedSyncMakesActiveRegionsSuspect(t *testing.T) {
 	if got := d.Suspect(); !slices.Equal(got, []blockRange{blocks(0, 1024), blocks(5*1024, 6*1024)}) {
 		t.Errorf("suspect %v", got)
 	}
+	rest(r.vm)
 	if n, err := r.vm.Deactivate(t.Context()); n != 0 || err != nil {
 		t.Errorf("before the comparison: %d, %v", n, err)
 	}
@@ -281,6 +286,7 @@ func TestI4_FailedSyncMakesActiveRegionsSuspect(t *testing.T) {
 	if err := d.Compared(blocks(0, 16*1024)); err != nil {
 		t.Fatal(err)
 	}
+	rest(r.vm)
 	if n, err := r.vm.Deactivate(t.Context()); n != 2 || err != nil {
 		t.Errorf("after the comparison: %d, %v", n, err)
 	}
@@ -484,6 +490,7 @@ func TestGoldenTrace(t *testing.T) {
 	spooled(t, s)
 	s = r.sealed(SealRequest{})
 	spooled(t, s)
+	rest(r.vm)
 	if _, err := r.vm.Deactivate(context.Background()); err != nil {
 		t.Fatal(err)
 	}

@@ -133,16 +133,15 @@ func (t *regionTable) activate(r region) {
 	w.And(^uint32(wordLeaving))
 }
 
-// unused clears the reference bit of r and says whether r is active with
-// nobody in it. Every change that begins after this sets the bit again; every
-// earlier one has been answered.
-func (t *regionTable) unused(r region) bool {
+// rested clears the reference bit of r and says whether r is active, nobody is in
+// it, and nobody was since the call before. Every change that begins after this
+// sets the bit again; every earlier one has been answered.
+//
+// Leaving at the first call would cost a region that is written now and then a
+// synced commit after every epoch.
+func (t *regionTable) rested(r region) bool {
 	w := t.word(r)
-	if w == nil {
-		return false
-	}
-	w.And(^uint32(wordRef))
-	return w.Load()&^wordRef == wordActive
+	return w != nil && w.And(^uint32(wordRef)) == wordActive
 }
 
 // depart moves r from active to leaving if nobody is in it or was since its

@@ -17,7 +17,7 @@ import (
 
 func TestRegionWordStates(t *testing.T) {
 	var tab regionTable
-	if tab.pin(7) || tab.depart(7) || tab.unused(7) || tab.state(7) != 0 {
+	if tab.pin(7) || tab.depart(7) || tab.rested(7) || tab.state(7) != 0 {
 		t.Error("an unknown region is something")
 	}
 	tab.activate(7)
@@ -32,7 +32,7 @@ func TestRegionWordStates(t *testing.T) {
 	if tab.depart(7) {
 		t.Error("a used region departs")
 	}
-	if !tab.pin(7) || tab.unused(7) || !tab.pinned() {
+	if !tab.pin(7) || tab.rested(7) || !tab.pinned() {
 		t.Error("a pinned region counts as unused")
 	}
 	tab.unpin(7)
@@ -47,8 +47,8 @@ func TestRegionWordStates(t *testing.T) {
 	if tab.depart(7) {
 		t.Error("a region used since departs")
 	}
-	if !tab.unused(7) || !tab.depart(7) {
-		t.Error("does not depart")
+	if tab.rested(7) || !tab.rested(7) || !tab.depart(7) {
+		t.Error("departs in the turn of its use, or not in the next")
 	}
 	tab.gone(7)
 	if tab.state(7) != 0 || tab.active.Load() != 1 {
@@ -59,7 +59,7 @@ func TestRegionWordStates(t *testing.T) {
 func TestRegionActivatedWhileLeavingStays(t *testing.T) {
 	var tab regionTable
 	tab.activate(1)
-	tab.unused(1)
+	tab.rested(1)
 	tab.depart(1)
 	tab.activate(1) // under the image's mark
 	tab.gone(1)

@@ -45,6 +45,7 @@ func TestWithdrawWhileWrittenAndSealed(t *testing.T) {
 	if err := d.SetSuspect("too late"); err != nil {
 		t.Error(err)
 	}
+	rest(r.vm)
 	if _, err := r.vm.Deactivate(t.Context()); err != nil {
 		t.Error(err)
 	}

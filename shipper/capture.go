@@ -41,7 +41,8 @@ func (v *VM) captureStep(ctx context.Context) error {
 	}
 	now := v.opts.Now()
 	if v.idleVM(disks) && !v.forced() {
-		return v.refreshUnchanged(ctx, now)
+		// What came to rest leaves the activity log, so that a crash compares nothing.
+		return errors.Join(v.refreshUnchanged(ctx, now), v.deps.Volume.Deactivate(ctx))
 	}
 	return v.captureEpoch(ctx, disks)
 }
