@@ -55,7 +55,6 @@ func newNode(ino, gen uint64, mode uint32, fd int) *node {
 	return n
 }
 
-func (n *node) isDir() bool     { return n.kind == unix.S_IFDIR }
 func (n *node) isRegular() bool { return n.kind == unix.S_IFREG }
 
 // proc is a path that leads to the file itself, for system calls that take no O_PATH descriptor. It never follows a

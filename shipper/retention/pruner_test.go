@@ -338,12 +338,12 @@ func TestLatestCompletePointStays(t *testing.T) {
 	r.Apply()
 	r.policy = retention.Policy{}
 	r.mustPrune()
-	doc, records := r.live()
-	if len(records) != 1 || records[0].Epoch != 5 {
-		t.Fatalf("%d points, the first of them %s", len(records), records[0].ID())
+	_, kept := r.live()
+	if len(kept) != 1 || kept[0].Epoch != 5 {
+		t.Fatalf("%d points, the first of them %s", len(kept), kept[0].ID())
 	}
 	// The first disk is replicated anew: every later point lacks it.
-	again := records[0]
+	again := kept[0]
 	again.Previous, again.Epoch, again.Segments = again.ID(), 6, nil
 	again.Time = again.Time.Add(time.Hour)
 	again.EpochUUID = catalog.NewPinID()
@@ -353,7 +353,7 @@ func TestLatestCompletePointStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mustPrune()
-	doc, records = r.live()
+	doc, records := r.live()
 	if found, ok := catalog.Latest(doc, records); !ok || found.Epoch != 5 {
 		t.Errorf("latest is %s of %d points", found.ID(), len(records))
 	}

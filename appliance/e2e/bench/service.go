@@ -39,7 +39,6 @@ type blob struct {
 	sequence string
 	lease    string
 	etag     string
-	metadata http.Header
 }
 
 // span is when the pages of a blob came, and how many bytes.
