@@ -47,7 +47,6 @@ type player struct {
 	rng    *rand.Rand
 	struck map[string]int
 	value  byte
-	failed int
 }
 
 func playRandom(t *testing.T, seed uint64, struck map[string]int) {
