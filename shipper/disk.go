@@ -16,9 +16,10 @@ type Probe func() (image.Info, error)
 // disk is one disk in the pipeline. Its table is used by the stages only in the
 // order the protocols give; the table has its own lock.
 type disk struct {
-	src   Source
-	probe Probe
-	state *document[diskRecord]
+	src     Source
+	probe   Probe
+	state   *document[diskRecord]
+	cutFrom extent.FileBlock // where the next cut of its change set begins; the capture stage's
 
 	mu struct {
 		sync.Mutex // held over the table's local I/O when it is replaced or forgets

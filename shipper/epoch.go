@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 )
 
@@ -101,46 +100,6 @@ func (c *capture) giveBack(id string, ed EpochDisk) {
 		all = append(all, r)
 	}
 	c.epoch.Return(id, all...)
-}
-
-// budget cuts a capture that does not fit to a prefix: the rest is merged back
-// before anything is read, and the epoch stays open.
-func (c *capture) budget(disks []*disk) {
-	var listed int64
-	for _, d := range disks {
-		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
-			listed += ed.ListBlocks()
-		}
-	}
-	c.room = max(c.vm.freeQuota()/2/extent.BlockSize, minPrefixBlocks)
-	if listed <= c.room {
-		return
-	}
-	c.prefix = true
-	c.leaveOpen(fmt.Sprintf("%d of %d changed blocks fit into the spool's quota", c.room, listed))
-	for _, d := range disks {
-		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
-			c.cut(d, ed)
-		}
-	}
-}
-
-// cut keeps the first c.room blocks of a disk's list, and its metadata, without
-// which the rest cannot be read, and returns the others.
-func (c *capture) cut(d *disk, ed EpochDisk) {
-	var rest extent.Set[extent.FileBlock]
-	for r := range ed.List(0) {
-		keep := min(r.Len(), c.room)
-		c.room -= keep
-		if keep < r.Len() {
-			rest.Add(FileRange{Start: r.Start + extent.FileBlock(keep), End: r.End})
-		}
-	}
-	info, _ := d.info()
-	for _, meta := range info.Layout().Metadata() {
-		rest.Remove(meta)
-	}
-	c.epoch.Return(d.src.ID(), rest.Ranges()...)
 }
 
 // disk writes the segment of one disk and its line in the manifest.

@@ -304,7 +304,8 @@ func (s *sender) sendRun(run DiskRange) error {
 		return err
 	}
 	sums := checksum.Blocks(nil, page)
-	for _, part := range joinShort(splitRuns(page, run.Start), shortZeroBlocks) {
+	parts := joinShort(splitRuns(page, run.Start), shortZeroBlocks)
+	for _, part := range parts {
 		lo, hi := part.Start-run.Start, part.End-run.Start
 		if part.zero {
 			s.puts.clear(offsetOf(part.Start), part.Bytes(), func() error { return s.table.Learn(part.DiskRange, nil) })
@@ -315,7 +316,12 @@ func (s *sender) sendRun(run DiskRange) error {
 		if err != nil {
 			return err
 		}
-		n := copy(*buf, page[offsetOf(lo):offsetOf(hi)])
+		n := int(part.Bytes())
+		if len(parts) == 1 { // all of the stride: the next one is read into the other buffer
+			*buf, s.page = s.page, *buf
+		} else {
+			copy(*buf, page[offsetOf(lo):offsetOf(hi)])
+		}
 		s.puts.data(offsetOf(part.Start), buf, n, checksum.CombineBlocks(partSums), func() error {
 			return s.table.Learn(part.DiskRange, partSums)
 		})

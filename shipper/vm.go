@@ -96,6 +96,7 @@ type VM struct {
 		order        []string
 		removed      []*disk           // their tables are open still
 		records      []catalog.Record  // live points, oldest first
+		cuts         int               // captures that were cut to a part that fits
 		overQuota    bool              // sealing is paused by the quota
 		catchUp      string            // why points are paused: the cause of the resynchronization
 		openReason   string            // why the newest epoch is open
