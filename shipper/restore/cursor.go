@@ -6,8 +6,8 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"os"
-	"path/filepath"
 
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
@@ -72,33 +72,5 @@ func (c *cursor) save() error {
 	if err != nil {
 		return err
 	}
-	temp := c.path + ".tmp"
-	if err := writeSynced(temp, append(data, '\n')); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	if err := os.Rename(temp, c.path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(c.path))
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.WriteFile(c.path, append(data, '\n'))
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 )
@@ -284,7 +285,7 @@ func (e *export) name() error {
 	if err := e.rename(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(e.path))
+	return durable.OS{}.SyncDir(filepath.Dir(e.path))
 }
 
 func (e *export) rename() error {
@@ -313,17 +314,10 @@ func (e *export) forget() error {
 	if err := e.opts.Hook(PointNamed); err != nil {
 		return err
 	}
-	return removeSynced(e.cursor.path)
+	return durable.Remove(e.cursor.path)
 }
 
 // discard removes what must not be resumed.
 func (e *export) discard() error {
-	return errors.Join(os.Remove(e.path+PartialSuffix), removeSynced(e.cursor.path))
-}
-
-func removeSynced(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, iofs.ErrNotExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return errors.Join(os.Remove(e.path+PartialSuffix), durable.Remove(e.cursor.path))
 }

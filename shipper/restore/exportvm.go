@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 )
 
 // Export writes the one disk of the session to a file: see Disk.Export.
@@ -99,7 +101,7 @@ func makeDirs(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 		return err
 	}
-	return syncDir(parent)
+	return durable.OS{}.SyncDir(parent)
 }
 
 // outputNames are paths relative to the directory. An extension that already
