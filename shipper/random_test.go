@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -23,7 +24,7 @@ func TestRandomHistories(t *testing.T) {
 	if *seed != 0 {
 		first, n = *seed, 1
 	}
-	struck := map[string]int{}
+	struck := &tally{counts: map[string]int{}}
 	for s := first; s < first+uint64(n); s++ {
 		t.Run(fmt.Sprint(s), func(t *testing.T) {
 			bubble(t, func(t *testing.T) { playRandom(t, s, struck) })
@@ -32,10 +33,10 @@ func TestRandomHistories(t *testing.T) {
 			}
 		})
 	}
-	t.Log(struck)
+	t.Log(struck.counts)
 	if n >= 40 {
 		for _, kind := range []string{"crash", "fault", "open", "give-up", "takeover", "resize"} {
-			if struck[kind] == 0 {
+			if struck.counts[kind] == 0 {
 				t.Errorf("no %s in any history", kind)
 			}
 		}
@@ -45,11 +46,23 @@ func TestRandomHistories(t *testing.T) {
 type player struct {
 	*scenario
 	rng    *rand.Rand
-	struck map[string]int
+	struck *tally
 	value  byte
 }
 
-func playRandom(t *testing.T, seed uint64, struck map[string]int) {
+// tally counts what struck. The target calls its hook from many goroutines.
+type tally struct {
+	mu     sync.Mutex // guards counts
+	counts map[string]int
+}
+
+func (t *tally) add(kind string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.counts[kind]++
+}
+
+func playRandom(t *testing.T, seed uint64, struck *tally) {
 	p := &player{scenario: newScenario(t), rng: rand.New(rand.NewPCG(seed, 1)), struck: struck}
 	for range 60 {
 		p.arm()
@@ -70,7 +83,7 @@ func (p *player) arm() {
 		left := 1 + p.rng.IntN(25)
 		r.hook = func(string) {
 			if left--; left == 0 {
-				p.struck["crash"]++
+				p.struck.add("crash")
 				panic(crashed{})
 			}
 		}
@@ -86,7 +99,7 @@ func (p *player) arm() {
 		if op.N%every != 0 {
 			return fake.Fault{}
 		}
-		p.struck["fault"]++
+		p.struck.add("fault")
 		return fault
 	})
 }
@@ -110,7 +123,7 @@ func (p *player) move() {
 		r.quota = []int64{2 * mib, mib, 100 * kib, 20 * kib, 64 * mib}[p.rng.IntN(5)]
 		p.try(p.vm((*VM).captureStep))
 		if len(r.spool.Manifests()) < before {
-			p.struck["give-up"]++
+			p.struck.add("give-up")
 		}
 	case n < 18:
 		r.compare()
@@ -124,7 +137,7 @@ func (p *player) move() {
 func (p *player) noteOpen() {
 	for _, m := range p.r.spool.Manifests() {
 		if !m.Closed {
-			p.struck["open"]++
+			p.struck.add("open")
 		}
 	}
 }
@@ -132,7 +145,7 @@ func (p *player) noteOpen() {
 // takeOver makes the process distrust its state, as a start after a restored
 // state directory does.
 func (p *player) takeOver() {
-	p.struck["takeover"]++
+	p.struck.add("takeover")
 	p.try(func(ctx context.Context) error {
 		return p.r.vm.state.update(func(s *vmRecord) {
 			if s.Generation != 0 {
@@ -157,7 +170,7 @@ func (p *player) guest() {
 			r.discard(name, off, n)
 		case 1:
 			if name == "a.raw" {
-				p.struck["resize"]++
+				p.struck.add("resize")
 				r.truncate(name, 1+p.rng.Int64N(5*mib))
 			}
 		case 2: // zeros as data
