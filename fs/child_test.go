@@ -15,9 +15,11 @@ import (
 const childEnv = "VHDRELAY_FS_CHILD"
 
 var children = map[string]func(args []string) error{
-	"mount": childMount,
-	"fsx":   childFsx,
-	"mmap":  childMmap,
+	"mount":     childMount,
+	"fsx":       childFsx,
+	"mmap":      childMmap,
+	"lock":      childLock,
+	"coherence": childCoherence,
 }
 
 func TestMain(m *testing.M) {

@@ -24,9 +24,10 @@ const (
 )
 
 // capabilities are asked of the kernel beyond go-fuse's own: shared mmap on disks (6.6), parallel requests for one
-// asynchronous O_DIRECT file, O_TRUNC inside OPEN, and no lookups for a plain ls. A kernel without one goes on
-// without it.
-const capabilities = fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO
+// asynchronous O_DIRECT file, O_TRUNC inside OPEN, no lookups for a plain ls, ACLs that count, and with them the
+// umask, which a default ACL overrules. A kernel without one goes on without it.
+const capabilities = fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO |
+	fuse.CAP_POSIX_ACL | fuse.CAP_DONT_MASK
 
 // refused are capabilities go-fuse would accept: passthrough writes around the shim.
 const refused = fuse.CAP_PASSTHROUGH

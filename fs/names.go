@@ -17,7 +17,7 @@ func (s *store) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fus
 	if err := unix.Mknodat(dir.fd, name, in.Mode, int(in.Rdev)); err != nil {
 		return status(err)
 	}
-	_, err = s.made(dir, name, in.Mode, in.Owner, out)
+	_, err = s.made(dir, name, in.Mode, in.Umask, in.Owner, out)
 	return status(err)
 }
 
@@ -30,7 +30,7 @@ func (s *store) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fus
 	if err := unix.Mkdirat(dir.fd, name, in.Mode&07777); err != nil {
 		return status(err)
 	}
-	_, err = s.made(dir, name, in.Mode, in.Owner, out)
+	_, err = s.made(dir, name, in.Mode, in.Umask, in.Owner, out)
 	return status(err)
 }
 
@@ -43,16 +43,16 @@ func (s *store) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name strin
 	if err := unix.Symlinkat(target, dir.fd, name); err != nil {
 		return status(err)
 	}
-	_, err = s.made(dir, name, unix.S_IFLNK|0777, in.Owner, out)
+	_, err = s.made(dir, name, unix.S_IFLNK|0777, 0, in.Owner, out)
 	return status(err)
 }
 
 // made enters a file that was just created and gives it to its creator: the daemon's own user, group and umask do not
 // count. If that fails the file is taken away again.
-func (s *store) made(dir *node, name string, mode uint32, owner fuse.Owner, out *fuse.EntryOut) (*node, error) {
+func (s *store) made(dir *node, name string, mode, umask uint32, owner fuse.Owner, out *fuse.EntryOut) (*node, error) {
 	fd, err := s.openPath(dir.fd, name)
 	if err == nil {
-		if err = settle(dir, fd, mode, owner); err == nil {
+		if err = settle(dir, fd, mode, umask, owner); err == nil {
 			return s.enter(dir, name, fd, out)
 		}
 		unix.Close(fd)
@@ -65,8 +65,9 @@ func (s *store) made(dir *node, name string, mode uint32, owner fuse.Owner, out 
 	return nil, err
 }
 
-// settle sets owner and mode of a new file. In a directory with the setgid bit the group comes from the directory.
-func settle(dir *node, fd int, mode uint32, owner fuse.Owner) error {
+// settle sets owner and mode of a new file. In a directory with the setgid bit the group comes from the directory. In
+// one with a default ACL the file system has made the mode of it, and nobody's umask counts.
+func settle(dir *node, fd int, mode, umask uint32, owner fuse.Owner) error {
 	var st, parent syscall.Stat_t
 	if err := syscall.Fstat(dir.fd, &parent); err != nil {
 		return err
@@ -86,7 +87,10 @@ func settle(dir *node, fd int, mode uint32, owner fuse.Owner) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return nil
 	}
-	want := mode & 07777
+	want := mode & 07777 &^ umask
+	if dir.hasDefaultACL() {
+		want = st.Mode&0777 | mode&07000
+	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		want |= parent.Mode & unix.S_ISGID
 	}
@@ -110,7 +114,8 @@ func (s *store) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Sta
 	return buf[:k], fuse.OK
 }
 
-// Link makes a second name, but not for a disk: a disk has one.
+// Link makes a second name, but not for a disk: a disk has one. A file without a name (O_TMPFILE) may get an image's: it
+// is tracked when this is answered.
 func (s *store) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	dir, err := s.parentOf(in.NodeId, name)
 	if err != nil {
@@ -120,13 +125,19 @@ func (s *store) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.
 	if err != nil {
 		return status(err)
 	}
-	if s.isDisk(n) || image.IsImageName(name) {
+	if s.isDisk(n) || image.IsImageName(name) && !n.nameless() {
 		return fuse.EPERM
 	}
 	if err := unix.Linkat(unix.AT_FDCWD, n.proc(), dir.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return status(err)
 	}
 	return status(s.lookup(dir, name, out))
+}
+
+// nameless says whether no directory has the file.
+func (n *node) nameless() bool {
+	var st syscall.Stat_t
+	return syscall.Fstat(n.fd, &st) == nil && st.Nlink == 0
 }
 
 // Unlink removes a name. An open file lives on, a disk with its tracker, until the last release.

@@ -128,7 +128,7 @@ func (s *store) makeFile(dir *node, name string, in *fuse.CreateIn, out *fuse.En
 	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, in.Mode&07777)
 	if err == nil {
 		unix.Close(fd)
-		return s.made(dir, name, in.Mode, in.Owner, out)
+		return s.made(dir, name, in.Mode, in.Umask, in.Owner, out)
 	}
 	if err != unix.EEXIST || in.Flags&unix.O_EXCL != 0 {
 		return nil, err

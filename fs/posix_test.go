@@ -17,8 +17,6 @@ import (
 // notForUs are tests of go-fuse's suite that ask for more than a store promises.
 var notForUs = map[string]string{
 	"FcntlFlockLocksFile": "locks one file through the mount and the source; locks stay in the kernel, go-fuse skips it too",
-	"FcntlFlockSetLk":     "as FcntlFlockLocksFile",
-	"Tmpfile":             "O_TMPFILE is refused",
 }
 
 func TestPosix(t *testing.T) {
@@ -265,21 +263,6 @@ func TestRemovedWhileOpen(t *testing.T) {
 	if got, err := os.ReadFile(m.path("a.vhd")); err != nil || string(got) != "another" {
 		t.Errorf("%q, %v", got, err)
 	}
-}
-
-func TestRefusedVerbs(t *testing.T) {
-	m := newTestStore(t)
-	f := open(t, m.path("a.vhd"), os.O_RDWR|os.O_CREATE)
-	_, err := unix.Open(m.mnt, unix.O_TMPFILE|unix.O_RDWR, 0o600)
-	wantErrno(t, "O_TMPFILE", err, unix.EOPNOTSUPP)
-	_, err = unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	wantErrno(t, "ioctl", err, unix.ENOTTY)
-	wantErrno(t, "reflink", unix.IoctlFileClone(int(f.Fd()), int(f.Fd())), unix.EOPNOTSUPP)
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Errorf("a lock in the kernel: %v", err)
-	}
-	g := open(t, m.path("a.vhd"), os.O_RDWR)
-	wantErrno(t, "a second lock", unix.Flock(int(g.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // TestReadOnlyBacking: a file that cannot be opened for writing is still read.

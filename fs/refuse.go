@@ -23,11 +23,3 @@ func (s *store) SetLkw(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.EN
 func (s *store) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
 	return fuse.Status(unix.ENOTTY)
 }
-
-// Tmpfile: a file without a name could be linked to an image's name, and disks have one name from the start.
-func (s *store) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.Status(unix.EOPNOTSUPP)
-}
-
-// Statx: the kernel asks GETATTR instead.
-func (s *store) Statx(<-chan struct{}, *fuse.StatxIn, *fuse.StatxOut) fuse.Status { return fuse.ENOSYS }

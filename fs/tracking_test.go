@@ -72,17 +72,6 @@ func TestI1_EveryChangeLiesBetweenBeginAndEnd(t *testing.T) {
 	}
 }
 
-func TestCollapseAndInsertAreRefused(t *testing.T) {
-	m := newTestStore(t)
-	f := open(t, m.path("disk.vhd"), os.O_RDWR|os.O_CREATE)
-	mustWrite(t, f.Name(), make([]byte, 1<<20))
-	for _, mode := range []uint32{unix.FALLOC_FL_COLLAPSE_RANGE, unix.FALLOC_FL_INSERT_RANGE, unix.FALLOC_FL_UNSHARE_RANGE} {
-		wantErrno(t, "fallocate", unix.Fallocate(int(f.Fd()), mode, 0, 4096), unix.EOPNOTSUPP)
-	}
-	n := m.srv.store.tree.get(inode(t, m.backing("disk.vhd")))
-	wantErrno(t, "below the kernel", n.fallocate(unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096), unix.EOPNOTSUPP)
-}
-
 func inode(t testing.TB, name string) uint64 {
 	t.Helper()
 	var st unix.Stat_t

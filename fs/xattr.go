@@ -16,6 +16,19 @@ const trustedXattrs = "trusted."
 
 func isOwnXattr(name string) bool { return strings.HasPrefix(name, ownXattrs) }
 
+// accessACL and defaultACL are the attributes that hold POSIX ACLs. The kernel judges by them (CAP_POSIX_ACL); the mode
+// alone would show an ACL's mask as the group's rights.
+const (
+	accessACL  = "system.posix_acl_access"
+	defaultACL = "system.posix_acl_default"
+)
+
+// hasDefaultACL says whether the directory gives an ACL to what is made in it.
+func (n *node) hasDefaultACL() bool {
+	size, err := unix.Getxattr(n.proc(), defaultACL, nil)
+	return err == nil && size > 0
+}
+
 // GetXAttr reads an attribute.
 func (s *store) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	n, err := s.nodeOf(in.NodeId)

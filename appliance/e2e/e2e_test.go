@@ -99,6 +99,12 @@ func TestE2EPowerCut(t *testing.T) {
 	play(t, false, stage.Small{Cuts: 2}.Run)
 }
 
+// TestE2EFsx: random operations, through the real journal to points.
+func TestE2EFsx(t *testing.T) {
+	needs(t)
+	play(t, false, stage.FsxSmall)
+}
+
 func TestE2EReplicaIsAVHD(t *testing.T) {
 	needs(t, "vhdiinfo")
 	play(t, true, stage.Format)

@@ -34,6 +34,7 @@ type Stage struct {
 // All are the stages in the order they run.
 var All = []Stage{
 	{"load", "a guest's load: every point is one admissible cut, file systems and database are whole", Load},
+	{"fsx", "a million random operations at the mount: plain files stay equal, and so do points", Fsx},
 	{"format", "the replica as downloaded is a fixed VHD to others", Format},
 	{"sparse", "24 GiB with little data: the data is moved, not the holes", Sparse},
 	{"outage", "the target away under load: no guest error, no slower write, within the quota", Outage},
