@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"sync"
 	"sync/atomic"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -94,20 +93,17 @@ type Report struct {
 // table): it reads at the speed of the disk, downloads nothing, and puts what
 // differs into the change set.
 type Scanner struct {
+	gate
 	deps Deps
 	opts Options
 
 	total, compared, differing, unknown atomic.Int64
-
-	// mu guards the gate that a paused run waits at; no I/O under it.
-	mu struct {
-		sync.Mutex
-		gate chan struct{} // closed by Resume; nil while not paused
-	}
 }
 
 // New returns a comparison that has not begun.
-func New(deps Deps, opts Options) *Scanner { return &Scanner{deps: deps, opts: opts} }
+func New(deps Deps, opts Options) *Scanner {
+	return &Scanner{gate: gate{yield: opts.Yield}, deps: deps, opts: opts}
+}
 
 // Progress may be called at any time.
 func (s *Scanner) Progress() Progress {
@@ -119,63 +115,11 @@ func (s *Scanner) Progress() Progress {
 	}
 }
 
-// Pause holds the comparison after the reads under way, until Resume.
-func (s *Scanner) Pause() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.mu.gate == nil {
-		s.mu.gate = make(chan struct{})
-	}
-}
-
-// Resume lets a paused comparison go on.
-func (s *Scanner) Resume() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.mu.gate != nil {
-		close(s.mu.gate)
-		s.mu.gate = nil
-	}
-}
-
-// Paused says whether the comparison is held.
-func (s *Scanner) Paused() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mu.gate != nil
-}
-
-// wait returns when the comparison may read n more bytes.
-func (s *Scanner) wait(ctx context.Context, n int64) error {
-	for {
-		s.mu.Lock()
-		gate := s.mu.gate
-		s.mu.Unlock()
-		if gate == nil {
-			break
-		}
-		select {
-		case <-gate:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if s.opts.Yield != nil {
-		return s.opts.Yield(ctx, int(n))
-	}
-	return nil
-}
-
-// job is one stride on its way through the pipeline.
-type job struct {
+// scanned is one stride of the source.
+type scanned struct {
 	file      fileRange
 	differing []fileRange // to be marked
 	unknown   int64       // blocks
-	err       error
-	done      chan struct{} // closed when the fields above are final
 }
 
 // Run compares everything Suspect lists at its start, once. It returns with the
@@ -198,48 +142,23 @@ func (s *Scanner) pass(ctx context.Context, suspect []fileRange) error {
 	for _, r := range suspect {
 		s.total.Add(r.Bytes())
 	}
-	jobs := make(chan *job, depth)
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() { s.work(jobs) })
+	l := line[*scanned]{
+		gate: &s.gate, workers: workers, depth: depth, finish: s.finish,
+		bytes: func(j *scanned) int64 { return j.file.Bytes() },
+		worker: func() func(context.Context, *scanned) error {
+			c := &comparer{deps: s.deps, buf: make([]byte, stride)}
+			return func(_ context.Context, j *scanned) error { return c.compare(j) }
+		},
 	}
-	defer wg.Wait()
-	defer close(jobs)
-
-	next, stop := iter.Pull(strides(suspect))
-	defer stop()
-	var queue []*job
-	for more := true; ; {
-		// A paused run first hands over what it has read.
-		for more && len(queue) < depth && !(s.Paused() && len(queue) > 0) {
-			var r fileRange
-			if r, more = next(); !more {
-				break
-			}
-			if err := s.wait(ctx, r.Bytes()); err != nil {
-				return err
-			}
-			j := &job{file: r, done: make(chan struct{})}
-			queue = append(queue, j)
-			jobs <- j
-		}
-		if len(queue) == 0 {
-			return nil
-		}
-		<-queue[0].done
-		if err := s.finish(queue[0]); err != nil {
-			return err
-		}
-		queue = queue[1:]
-	}
+	return l.run(ctx, strides(suspect))
 }
 
 // strides yields what is to be read at a time.
-func strides(suspect []fileRange) iter.Seq[fileRange] {
-	return func(yield func(fileRange) bool) {
+func strides(suspect []fileRange) iter.Seq[*scanned] {
+	return func(yield func(*scanned) bool) {
 		for _, r := range suspect {
 			for piece := range r.Split(extent.BlocksPerChunk) {
-				if !yield(piece) {
+				if !yield(&scanned{file: piece}) {
 					return
 				}
 			}
@@ -249,10 +168,7 @@ func strides(suspect []fileRange) iter.Seq[fileRange] {
 
 // finish hands the result of a stride over, in order: first what differs, then
 // that it was compared (I4).
-func (s *Scanner) finish(j *job) error {
-	if j.err != nil {
-		return j.err
-	}
+func (s *Scanner) finish(j *scanned) error {
 	differing := j.unknown
 	for _, r := range j.differing {
 		s.deps.Source.Mark(r)
@@ -267,14 +183,6 @@ func (s *Scanner) finish(j *job) error {
 	return nil
 }
 
-func (s *Scanner) work(jobs <-chan *job) {
-	c := comparer{deps: s.deps, buf: make([]byte, stride)}
-	for j := range jobs {
-		j.err = c.compare(j)
-		close(j.done)
-	}
-}
-
 // comparer is one worker with its memory.
 type comparer struct {
 	deps    Deps
@@ -284,13 +192,13 @@ type comparer struct {
 }
 
 // compare reads and judges one stride.
-func (c *comparer) compare(j *job) error {
+func (c *comparer) compare(j *scanned) error {
 	disk := c.deps.Layout.DiskBlocks(j.file)
 	if disk.Empty() {
 		return nil // metadata: every capture reads it
 	}
 	file := c.deps.Layout.FileBlocks(disk)
-	if err := c.read(file, disk); err != nil {
+	if err := c.read(disk); err != nil {
 		return fmt.Errorf("reading file blocks %v: %w", file, err)
 	}
 	if err := c.lookUp(disk); err != nil {
@@ -301,19 +209,26 @@ func (c *comparer) compare(j *job) error {
 }
 
 // read leaves the checksums of the blocks in c.sums.
-func (c *comparer) read(file fileRange, disk diskRange) error {
-	p := c.buf[:file.Bytes()]
-	n, err := c.deps.Source.ReadAt(p, file.Offset())
+func (c *comparer) read(disk diskRange) (err error) {
+	c.sums, err = readSource(c.deps.Source, c.deps.Layout, disk, c.buf, c.sums[:0])
+	return err
+}
+
+// readSource appends the checksums of blocks of the disk, read from its image
+// through p, to dst.
+func readSource(src io.ReaderAt, layout Layout, disk diskRange, p []byte, dst []checksum.Sum) ([]checksum.Sum, error) {
+	file := layout.FileBlocks(disk)
+	p = p[:file.Bytes()]
+	n, err := src.ReadAt(p, file.Offset())
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return dst, err
 	}
-	if last := c.deps.Layout.Disk().End; disk.End == last {
+	if last := layout.Disk().End; disk.End == last {
 		// What shares the last block with the disk, a footer, is none of it.
-		n = min(n, len(p)-extent.BlockSize+c.deps.Layout.TailBytes())
+		n = min(n, len(p)-extent.BlockSize+layout.TailBytes())
 	}
 	clear(p[n:])
-	c.sums = checksum.Blocks(c.sums[:0], p)
-	return nil
+	return checksum.Blocks(dst, p), nil
 }
 
 // lookUp leaves the table's entries in c.entries. Past the end of the table are
@@ -341,7 +256,7 @@ func (c *comparer) lookUp(disk diskRange) error {
 }
 
 // judge compares the two and collects the runs of blocks that differ.
-func (c *comparer) judge(j *job, file fileRange) {
+func (c *comparer) judge(j *scanned, file fileRange) {
 	for i, e := range c.entries {
 		b := file.Start + extent.FileBlock(i)
 		switch last := len(j.differing) - 1; {

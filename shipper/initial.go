@@ -264,6 +264,8 @@ func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica, info image.In
 	if s.table == nil {
 		return errRetired
 	}
+	s.watch = s.table.Watch()
+	defer s.watch.Close()
 	s.puts = v.newPutter(ctx, r.name, r.guard())
 	err := s.sendAll()
 	return errors.Join(err, s.puts.wait(), s.table.Sync())
@@ -275,6 +277,7 @@ type sender struct {
 	src       Source
 	info      image.Info
 	table     *checksum.Table
+	watch     *checksum.Watch
 	puts      *putter
 	page      []byte // what is read next; never in flight
 	sinceSync int64
@@ -298,6 +301,9 @@ func (s *sender) sendAll() error {
 // sendRun puts one stride: data as puts, zeros as clears. A block whose entry was
 // unknown and that reads zero is cleared, never skipped: an earlier attempt may
 // have put something else there.
+//
+// A block that is forgotten during the round stays unknown: its region was
+// evicted, and only that tells of what the guest wrote after it was read.
 func (s *sender) sendRun(run DiskRange) error {
 	page := s.page[:run.Bytes()]
 	if err := readLive(s.src, s.info, run, page); err != nil {
@@ -308,7 +314,7 @@ func (s *sender) sendRun(run DiskRange) error {
 	for _, part := range parts {
 		lo, hi := part.Start-run.Start, part.End-run.Start
 		if part.zero {
-			s.puts.clear(offsetOf(part.Start), part.Bytes(), func() error { return s.table.Learn(part.DiskRange, nil) })
+			s.puts.clear(offsetOf(part.Start), part.Bytes(), func() error { return s.watch.Learn(part.DiskRange, nil) })
 			continue
 		}
 		partSums := sums[lo:hi]
@@ -323,7 +329,7 @@ func (s *sender) sendRun(run DiskRange) error {
 			copy(*buf, page[offsetOf(lo):offsetOf(hi)])
 		}
 		s.puts.data(offsetOf(part.Start), buf, n, checksum.CombineBlocks(partSums), func() error {
-			return s.table.Learn(part.DiskRange, partSums)
+			return s.watch.Learn(part.DiskRange, partSums)
 		})
 	}
 	return nil

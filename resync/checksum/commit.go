@@ -201,6 +201,7 @@ func (t *Table) Forget(ranges ...extent.Range[extent.DiskBlock]) error {
 	if set.Empty() {
 		return nil
 	}
+	t.noteForgottenLocked(set)
 	for _, r := range set.Ranges() {
 		t.unknown.Set(r)
 	}

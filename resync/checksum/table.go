@@ -47,10 +47,11 @@ type Table struct {
 	// of the file: nobody on a guest's path waits for it.
 	update struct {
 		sync.Mutex
-		header header // as on disk, but for a resize not yet committed
-		window window
-		sum    Sum  // checksum of all entries, unknown ones as 0
-		summed bool // sum is valid
+		header  header // as on disk, but for a resize not yet committed
+		window  window
+		watches []*Watch
+		sum     Sum  // checksum of all entries, unknown ones as 0
+		summed  bool // sum is valid
 	}
 
 	// mu guards what readers see. One pread or pwrite happens under it, so that no

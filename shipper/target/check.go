@@ -53,6 +53,14 @@ func CheckWithin(off, n, size int64) error {
 	return nil
 }
 
+// CheckSum refuses a range of a Sum that is too large or not within size.
+func CheckSum(off, n, size int64) error {
+	if n > MaxSum {
+		return fmt.Errorf("%w: checksum of %d bytes, at most %d", ErrTooLarge, n, int64(MaxSum))
+	}
+	return CheckWithin(off, n, size)
+}
+
 // CheckPut refuses a put of n bytes that is not in whole pages or too large.
 func CheckPut(off int64, n int) error {
 	if n > MaxPut {

@@ -23,6 +23,7 @@ var (
 	ErrAuth        = errors.New("not authorized")
 	ErrThrottled   = errors.New("target is throttling") // Error.RetryAfter may be set
 	ErrTooLarge    = errors.New("too large")
+	ErrNoSum       = errors.New("the target computes no checksum") // Sum
 	ErrVersion     = errors.New("written by another version")
 	ErrDamaged     = errors.New("damaged at the target")
 	ErrRange       = errors.New("range not aligned or outside the blob")

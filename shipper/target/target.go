@@ -57,6 +57,7 @@ const (
 	MaxObject   = 64 << 20 // largest small object
 	MaxMetadata = 8 << 10  // keys and values of one snapshot together
 	MaxName     = 1024     // a name, prefix not counted
+	MaxSum      = 64 << 20 // largest range of a Sum
 )
 
 // Target keeps small objects (block blobs), which are read and written whole,
@@ -127,6 +128,14 @@ type Target interface {
 	// Repeat: freely. The bytes are checked against damage in transit where the
 	// service offers it; the caller's own checksums are the proof.
 	ReadPages(ctx context.Context, name, snapshot string, off int64, p []byte) error
+
+	// Sum is the CRC-64 of [off, off+n) of a page blob (snapshot "") or a snapshot,
+	// computed where the bytes are: they do not cross the network. At most MaxSum
+	// (ErrTooLarge), any alignment, 0 for no bytes. The range lies within the blob:
+	// ErrRange where the target can tell, else the sum is of what there is.
+	// ErrNoSum: this service computes none, read the bytes instead.
+	// Repeat: freely. It changes nothing that any other method shows.
+	Sum(ctx context.Context, name, snapshot string, off, n int64) (checksum.Sum, error)
 
 	// Ranges tells which parts of [off, off+n) may hold something but zeros:
 	// sorted, disjoint, clipped to the range asked for, which lies within the

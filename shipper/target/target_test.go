@@ -44,6 +44,7 @@ func TestI12_CodesStay(t *testing.T) {
 		ErrCondition: "etag-changed", ErrSequence: "sequence-changed", ErrLeased: "lease-taken", ErrLeaseLost: "lease-lost",
 		ErrSnapshots: "has-snapshots", ErrChecksum: "checksum-mismatch", ErrAuth: "not-authorized", ErrThrottled: "throttled",
 		ErrTooLarge: "too-large", ErrVersion: "target-version", ErrDamaged: "target-damaged", ErrRange: "bad-range", ErrName: "bad-name",
+		ErrNoSum: "no-checksum",
 	}
 	for err, want := range codes {
 		if got := Refused("Op", "name", err).Code; got != want {

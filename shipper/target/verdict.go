@@ -32,6 +32,7 @@ var verdicts = []verdict{
 	{ErrAuth, retry.NonRecoverable, "not-authorized", true, "check target.credentials and the role of the identity, then resume the VM"},
 	{ErrThrottled, retry.Recoverable, retry.CodeThrottled, false, ""},
 	{ErrTooLarge, retry.NonRecoverable, "too-large", true, "the target's limit is passed: see vhdrelay preflight"},
+	{ErrNoSum, retry.Recoverable, "no-checksum", true, "none: the bytes are read back instead"},
 	{ErrVersion, retry.NonRecoverable, "target-version", true, "use the version of vhdrelay that wrote the target, or a newer one"},
 	{ErrDamaged, retry.NonRecoverable, "target-damaged", true, "restore what the error names from a backup of the target, or remove the replica and start over"},
 	{ErrRange, retry.Bug, "bad-range", true, ""},

@@ -2,6 +2,7 @@ package targettest
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -20,6 +21,7 @@ var pageTests = []test{
 	{"PagesClearHuge", testClearHuge},
 	{"PagesReadLimits", testReadLimits},
 	{"PagesRanges", testRanges},
+	{"PagesSum", testSum},
 	{"PagesResize", testResize},
 	{"PagesParallelPuts", testParallelPuts},
 	{"PagesDelete", testDeletePages},
@@ -271,4 +273,34 @@ func testAbsentPages(_ *testing.T, e env) {
 	e.ok(e.DeleteSnapshot(e.ctx, name, "2020-01-01T00:00:00.0000000Z"))
 	e.fails(e.AcquireLease(e.ctx, name, leaseA), target.ErrNotFound)
 	e.equal("left behind", len(e.list("")), 0)
+}
+
+// testSum: of the base and of a snapshot, over data, holes and odd borders, and nothing is left to see.
+func testSum(_ *testing.T, e env) {
+	const name, size = "vm/disk/replica.vhd", 9<<20 + 512
+	e.createPages(name, size)
+	data := random(4<<20, 11)
+	e.ok(e.put(name, 1<<20, data, target.Unguarded))
+	id, err := e.Snapshot(e.ctx, name, "", "", map[string]string{"epoch": "1"})
+	e.ok(err)
+	before := e.read(name, "", 0, size)
+	e.ok(e.put(name, 0, fill(4096, 3), target.Unguarded))
+	after, props := e.read(name, "", 0, size), e.properties(name)
+	for _, r := range []target.ByteRange{{Off: 0, Len: 4 << 20}, {Off: 4 << 20, Len: 4 << 20}, {Off: 1 << 20, Len: 4096}, {Off: 1000, Len: 3},
+		{Off: size - 512, Len: 512}, {Off: 0, Len: size}, {Off: 4096, Len: 0}} {
+		got, err := e.Sum(e.ctx, name, "", r.Off, r.Len)
+		e.ok(err)
+		e.equal(fmt.Sprint("sum of the base ", r), got, checksum.Of(after[r.Off:r.End()]))
+		got, err = e.Sum(e.ctx, name, id, r.Off, r.Len)
+		e.ok(err)
+		e.equal(fmt.Sprint("sum of the snapshot ", r), got, checksum.Of(before[r.Off:r.End()]))
+	}
+	e.equal("the base", e.properties(name), props)
+	e.equal("what is listed", len(e.list("")), 1)
+	_, err = e.Sum(e.ctx, name, "", 0, target.MaxSum+1)
+	e.fails(err, target.ErrTooLarge)
+	_, err = e.Sum(e.ctx, name+"x", "", 0, 512)
+	e.fails(err, target.ErrNotFound)
+	_, err = e.Sum(e.ctx, name, "2020-01-02T03:04:05.0000000Z", 0, 512)
+	e.fails(err, target.ErrNotFound)
 }
