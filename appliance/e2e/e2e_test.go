@@ -99,6 +99,12 @@ func TestE2EPowerCut(t *testing.T) {
 	play(t, false, stage.Small{Cuts: 2}.Run)
 }
 
+// TestE2ESyncedWritesSurviveAPowerCut, whatever asked for the sync.
+func TestE2ESyncedWritesSurviveAPowerCut(t *testing.T) {
+	needs(t, "losetup", "mkfs.ext4", "findmnt")
+	play(t, false, stage.Synced)
+}
+
 // TestE2EFsx: random operations, through the real journal to points.
 func TestE2EFsx(t *testing.T) {
 	needs(t)

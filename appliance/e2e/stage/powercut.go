@@ -157,7 +157,7 @@ func (c *cutter) note(ctx context.Context) error {
 
 // cut shuts the file system down and brings it up again. What it then holds is the truth.
 func (c *cutter) cut(ctx context.Context) error {
-	if err := c.keepHeartbeat(); err != nil {
+	if err := keepHeartbeat(c.rig); err != nil {
 		return err
 	}
 	if err := c.host.Cut(); err != nil {
@@ -188,8 +188,8 @@ func (c *cutter) cut(ctx context.Context) error {
 // keepHeartbeat syncs the appliance's heartbeat file. A real power cut changes the boot id, which tells the appliance not
 // to look at it; after this one it would find an old heartbeat, take every disk for changed behind its back, compare all
 // of it, and so hide what is to be tested.
-func (c *cutter) keepHeartbeat() error {
-	return filepath.WalkDir(c.rig.State, func(path string, entry os.DirEntry, err error) error {
+func keepHeartbeat(a *rig.Rig) error {
+	return filepath.WalkDir(a.State, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.Name() != "heartbeat" {
 			return nil // files come and go
 		}

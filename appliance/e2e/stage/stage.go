@@ -40,6 +40,7 @@ var All = []Stage{
 	{"outage", "the target away under load: no guest error, no slower write, within the quota", Outage},
 	{"quota", "a spool far too small for an outage: it converges, points resume", Quota},
 	{"storm", "faults, kills, a small spool and a lost state directory together", Storm},
+	{"synced", "a write that is durable when answered survives a power cut, in an active region", Synced},
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
