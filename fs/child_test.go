@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // childEnv names the part that this binary plays as a child. Whoever maps a file of the mount must not be the process
@@ -31,6 +33,23 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// needSharedMappings skips where the kernel has none for files with direct I/O (before 6.6).
+func needSharedMappings(t testing.TB) {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		t.Fatalf("kernel %q: %v", release, err)
+	}
+	if major < 6 || major == 6 && minor < 6 {
+		t.Skipf("shared mappings of disks need kernel 6.6, this is %s", release)
+	}
 }
 
 // startChild starts this binary in a part; the second result reads its next line. It is killed at the end.

@@ -3,10 +3,12 @@ package fs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -87,27 +89,12 @@ func (s *flagStore) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]by
 // TestKernelSendsSyncFlags: the fact that the write path rests on. O_DSYNC, O_SYNC and RWF_DSYNC come as a flag of
 // WRITE.
 func TestKernelSendsSyncFlags(t *testing.T) {
-	needFUSE(t)
-	src, mnt := t.TempDir(), t.TempDir()
-	inner, err := newStore(src, nil, nil)
+	inner, err := newStore(t.TempDir(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &flagStore{store: inner}
-	opts := Options{Name: "flags", Log: discardLog()}
-	srv, err := fuse.NewServer(s, mnt, opts.fuse())
-	if err != nil {
-		t.Fatal(err)
-	}
-	go srv.Serve()
-	defer func() {
-		if err := srv.Unmount(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := srv.WaitMount(); err != nil {
-		t.Fatal(err)
-	}
+	mnt := serveRaw(t, s)
 	name := filepath.Join(mnt, "disk.vhd")
 	for _, c := range []struct {
 		open, write int
@@ -129,6 +116,72 @@ func TestKernelSendsSyncFlags(t *testing.T) {
 			t.Errorf("open %#x, write %#x: flags %#x, want %#x", c.open, c.write, got, c.want)
 		}
 	}
+}
+
+// askedStore counts what the kernel asks beside reads and writes.
+type askedStore struct {
+	*store
+	asked atomic.Int64
+}
+
+func (s *askedStore) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	s.asked.Add(1)
+	return s.store.GetXAttr(cancel, in, name, dest)
+}
+
+func (s *askedStore) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	s.asked.Add(1)
+	return s.store.GetAttr(cancel, in, out)
+}
+
+// TestGuestIOAsksNothingElse: no request for a security label, an ACL or attributes comes along with a guest's reads and
+// writes. Whether the kernel asks depends on the capabilities that were agreed on.
+func TestGuestIOAsksNothingElse(t *testing.T) {
+	const requests = 500
+	inner, err := newStore(t.TempDir(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &askedStore{store: inner}
+	mnt := serveRaw(t, s)
+	f := open(t, filepath.Join(mnt, "disk.vhd"), os.O_RDWR|os.O_CREATE)
+	block := make([]byte, 4096)
+	if _, err := f.WriteAt(block, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.asked.Store(0)
+	for range requests {
+		_, err := f.WriteAt(block, 0)
+		_, err2 := f.ReadAt(block, 0)
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.asked.Load(); n > requests/50 { // attributes are believed for a second
+		t.Errorf("%d requests beside %d reads and writes", n, 2*requests)
+	}
+}
+
+// serveRaw mounts a file system as Mount does, without its checks.
+func serveRaw(t *testing.T, s fuse.RawFileSystem) string {
+	t.Helper()
+	needFUSE(t)
+	mnt := t.TempDir()
+	opts := Options{Name: "raw", Log: discardLog()}
+	srv, err := fuse.NewServer(s, mnt, opts.fuse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go srv.Serve()
+	t.Cleanup(func() {
+		if err := srv.Unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := srv.WaitMount(); err != nil {
+		t.Fatal(err)
+	}
+	return mnt
 }
 
 // fsIocShutdown is FS_IOC_SHUTDOWN, and flag 2 leaves the log unflushed: a power cut.

@@ -203,6 +203,8 @@ func TestEveryVerbKnowsAStrangeNode(t *testing.T) {
 	want := fuse.Status(unix.ESTALE)
 	for name, got := range map[string]fuse.Status{
 		"Lookup":   s.Lookup(nil, &in, "x", &entry),
+		"Statx":    s.Statx(nil, &fuse.StatxIn{InHeader: in}, &fuse.StatxOut{}),
+		"Tmpfile":  s.Tmpfile(nil, &fuse.CreateIn{InHeader: in}, &fuse.CreateOut{}),
 		"GetAttr":  s.GetAttr(nil, &fuse.GetAttrIn{InHeader: in}, &attr),
 		"SetAttr":  s.SetAttr(nil, &fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: in}}, &attr),
 		"Mknod":    s.Mknod(nil, &fuse.MknodIn{InHeader: in}, "x", &entry),

@@ -191,6 +191,7 @@ func childMmap(args []string) error {
 // TestMappedWritesArriveAtClose: what a mapping changed is in the backing file, and announced, when the last user has
 // closed it.
 func TestMappedWritesArriveAtClose(t *testing.T) {
+	needSharedMappings(t)
 	m := newTestStore(t)
 	mustWrite(t, m.path("disk.vhd"), make([]byte, 8192))
 	r := m.vols.recorder(t, "disk.vhd")

@@ -134,10 +134,24 @@ func (s *store) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.
 	return status(s.lookup(dir, name, out))
 }
 
-// nameless says whether no directory has the file.
-func (n *node) nameless() bool {
+// links counts the names of a file; 0 if that cannot be said.
+func (n *node) links() uint64 {
 	var st syscall.Stat_t
-	return syscall.Fstat(n.fd, &st) == nil && st.Nlink == 0
+	if syscall.Fstat(n.fd, &st) != nil {
+		return 0
+	}
+	return uint64(st.Nlink)
+}
+
+// nameless says whether no directory has the file.
+func (n *node) nameless() bool { return n.links() == 0 }
+
+// hasOtherName says whether the file has names besides the one we know it by, if it has that.
+func (n *node) hasOtherName(named bool) bool {
+	if named {
+		return n.links() > 1
+	}
+	return n.links() > 0
 }
 
 // Unlink removes a name. An open file lives on, a disk with its tracker, until the last release.

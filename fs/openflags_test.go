@@ -232,6 +232,9 @@ func childCoherence(args []string) error {
 func TestI1_SharedMappingsAreTrackedAndCoherent(t *testing.T) {
 	for _, name := range []string{"disk.raw", "note"} {
 		t.Run(name, func(t *testing.T) {
+			if name != "note" {
+				needSharedMappings(t)
+			}
 			m := newTestStore(t)
 			mustWrite(t, m.path(name), make([]byte, 64<<10))
 			m.forgetChanges()
@@ -250,5 +253,47 @@ func TestI1_SharedMappingsAreTrackedAndCoherent(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestI1_RenamedToAnImageStaysCoherent: who opened the file before goes through the kernel's cache, who opens it after
+// does not; both see each other's writes and mappings, and all are announced.
+func TestI1_RenamedToAnImageStaysCoherent(t *testing.T) {
+	m := newTestStore(t)
+	mustWrite(t, m.path("download.part"), make([]byte, 64<<10))
+	before := open(t, m.path("download.part"), os.O_RDWR)
+	got := make([]byte, 64<<10)
+	if _, err := before.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(m.path("download.part"), m.path("disk.vhd")); err != nil {
+		t.Fatal(err)
+	}
+	after := open(t, m.path("disk.vhd"), os.O_RDWR)
+	for i := range int64(8) {
+		from, to := before, after
+		if i%2 == 1 {
+			from, to = to, from
+		}
+		data := bytes.Repeat([]byte{byte(i + 1)}, 5000)
+		if _, err := from.WriteAt(data, i*6000); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := to.ReadAt(got[:5000], i*6000); err != nil || !bytes.Equal(got[:5000], data) {
+			t.Errorf("write %d is not seen by the other, %v", i, err)
+		}
+	}
+	told := announced(m.vols.recorder(t, "disk.vhd").takeChanges())
+	for i := range int64(8) {
+		if !told.Contains(extent.Cover[extent.FileBlock](i*6000, 5000)) {
+			t.Errorf("write %d was not announced: %v", i, told.Ranges())
+		}
+	}
+	needSharedMappings(t)
+	runChild(t, "mmap", m.path("disk.vhd"), "stored")
+	for _, f := range []*os.File{before, after} {
+		if _, err := f.ReadAt(got[:6], 0); err != nil || string(got[:6]) != "stored" {
+			t.Errorf("what was stored is not seen: %q, %v", got[:6], err)
+		}
 	}
 }

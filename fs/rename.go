@@ -15,6 +15,7 @@ type entry struct {
 	name string
 	path string
 	mode uint32
+	many bool // it has more names than this one
 	id   Identity
 	node *node // nil if the kernel does not know the file
 }
@@ -25,6 +26,11 @@ func (e entry) isRegular() bool { return e.mode&unix.S_IFMT == unix.S_IFREG }
 // isDisk says whether the Volumes have heard of the file, or would want to.
 func (e entry) isDisk() bool {
 	return e.isRegular() && (image.IsImageName(e.name) || e.node != nil && e.node.tracked())
+}
+
+// becomesSecondDisk says whether the name would make a disk of a file that has other names: as Link, Rename refuses that.
+func (e entry) becomesSecondDisk(name string) bool {
+	return e.many && e.isRegular() && !e.isDisk() && image.IsImageName(name)
 }
 
 // peek looks at a name without entering it.
@@ -41,7 +47,7 @@ func (s *store) peek(dir *node, name string) (entry, error) {
 	if st.Dev != s.dev {
 		return entry{}, unix.EXDEV
 	}
-	e := entry{dir: dir, name: name, path: s.tree.child(dir, name), mode: st.Mode, node: s.tree.get(st.Ino)}
+	e := entry{dir: dir, name: name, path: s.tree.child(dir, name), mode: st.Mode, many: st.Nlink > 1, node: s.tree.get(st.Ino)}
 	e.id = Identity{Dev: st.Dev, Ino: st.Ino}
 	if e.node != nil {
 		e.id.Gen = e.node.gen
@@ -77,6 +83,9 @@ func (s *store) rename(from *node, oldName string, to *node, newName string, fla
 	exists := err == nil
 	if err != nil && err != unix.ENOENT {
 		return err
+	}
+	if a.becomesSecondDisk(newName) || flags&unix.RENAME_EXCHANGE != 0 && b.becomesSecondDisk(oldName) {
+		return unix.EPERM
 	}
 	if err := unix.Renameat2(from.fd, oldName, to.fd, newName, uint(flags)); err != nil {
 		return err

@@ -57,8 +57,15 @@ func (s *store) attach(n *node, name string) {
 // attachLocked asks with the path n has now; n.track is held for writing.
 func (s *store) attachLocked(n *node) {
 	path, named := s.tree.path(n)
+	disk := named && image.IsImageName(path)
+	if n.track.tracker != nil && !disk && n.hasOtherName(named) {
+		// A hard link, made in the source. The kernel may open the file by it without asking us first, so the Tracker
+		// stays until an image's name is seen again.
+		n.track.asked = false
+		return
+	}
 	n.track.asked, n.track.tracker = false, nil
-	if named && image.IsImageName(path) {
+	if disk {
 		n.track.asked, n.track.tracker = true, s.volumes.Attach(path, s.identity(n))
 	}
 }

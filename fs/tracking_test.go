@@ -293,6 +293,59 @@ func TestLinksOfDisksAreRefused(t *testing.T) {
 	}
 }
 
+// TestRenameMakesNoSecondDisk: what a link to an image's name would make, a rename of a link does not make either.
+func TestRenameMakesNoSecondDisk(t *testing.T) {
+	m := newTestStore(t)
+	mustWrite(t, m.path("note"), []byte("n"))
+	mustWrite(t, m.path("disk.vhd"), []byte("d"))
+	if err := os.Link(m.path("note"), m.path("note2")); err != nil {
+		t.Fatal(err)
+	}
+	wantErrno(t, "rename", os.Rename(m.path("note2"), m.path("b.vhd")), unix.EPERM)
+	wantErrno(t, "rename over", os.Rename(m.path("note2"), m.path("disk.vhd")), unix.EPERM)
+	for _, names := range [][2]string{{"note2", "disk.vhd"}, {"disk.vhd", "note2"}} {
+		err := unix.Renameat2(unix.AT_FDCWD, m.path(names[0]), unix.AT_FDCWD, m.path(names[1]), unix.RENAME_EXCHANGE)
+		wantErrno(t, "exchange", err, unix.EPERM)
+	}
+	m.vols.wantEvents(t, "attach disk.vhd")
+	if err := os.Remove(m.path("note")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(m.path("note2"), m.path("b.vhd")); err != nil {
+		t.Errorf("with one name: %v", err)
+	}
+}
+
+// TestI1_HardLinkInTheSourceKeepsTheTracker: somebody linked a disk behind the mount. When one of its names goes, or
+// becomes no image's, the kernel still opens it by the other one without a new lookup, and writes to it are tracked.
+func TestI1_HardLinkInTheSourceKeepsTheTracker(t *testing.T) {
+	for what, lose := range map[string]func(m *testStore) error{
+		"remove": func(m *testStore) error { return os.Remove(m.path("backup")) },
+		"rename": func(m *testStore) error { return os.Rename(m.path("backup"), m.path("older")) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			src := t.TempDir()
+			mustWrite(t, filepath.Join(src, "disk.vhd"), []byte("data"))
+			if err := os.Link(filepath.Join(src, "disk.vhd"), filepath.Join(src, "backup")); err != nil {
+				t.Fatal(err)
+			}
+			m := newStoreAt(t, src)
+			if _, err := os.Stat(m.path("disk.vhd")); err != nil {
+				t.Fatal(err)
+			}
+			r := m.vols.recorder(t, "disk.vhd")
+			if err := lose(m); err != nil {
+				t.Fatal(err)
+			}
+			f := open(t, m.path("disk.vhd"), os.O_RDWR)
+			if _, err := f.WriteAt([]byte("DATA"), 0); err != nil {
+				t.Fatal(err)
+			}
+			r.wantChanges(t, extent.Change{Kind: extent.Write, Len: 4})
+		})
+	}
+}
+
 // TestParallelWritersAreTracked: many ranges at once, each announced, the sum exact.
 func TestParallelWritersAreTracked(t *testing.T) {
 	m := newTestStore(t)

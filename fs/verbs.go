@@ -32,7 +32,7 @@ var Verbs = []Verb{
 
 	{"Lookup", Tells, "the first sight of an image attaches it; nested mounts are refused with EXDEV"},
 	{"ReadDirPlus", Tells, "looks up what it lists"},
-	{"Rename", Tells, "also of directories with disks, with NOREPLACE and EXCHANGE; WHITEOUT is refused"},
+	{"Rename", Tells, "also of directories with disks, with NOREPLACE and EXCHANGE; WHITEOUT is refused, and a hard link to an image's name"},
 	{"Unlink", Tells, "an open disk goes on until the last release"},
 	{"Link", Tells, "refused with EPERM for disks and for image names; an O_TMPFILE may get an image's name"},
 	{"Mknod", Tells, "a regular file may have an image's name"},

@@ -58,8 +58,11 @@ func (f *Failure) Error() string {
 // Unwrap gives the cause.
 func (f *Failure) Unwrap() error { return f.Err }
 
-// Stats count what was done, by the name of the operation.
+// Stats count what was done, by the name of the operation, and files by Unmapped.
 type Stats map[string]int
+
+// Unmapped counts the files that cannot be mapped here: their mappings were left out.
+const Unmapped = "files without shared mappings"
 
 // Run does the operations. An error of them is a *Failure; what was done until then is counted.
 func Run(ctx context.Context, o Options) (Stats, error) {
@@ -98,6 +101,9 @@ func (r *run) all(ctx context.Context) (op int, err error) {
 			return 0, err
 		}
 		r.pairs = append(r.pairs, fresh)
+		if !fresh.maps {
+			r.stats[Unmapped]++
+		}
 	}
 	for op = range r.Ops {
 		if err := ctx.Err(); err != nil {
@@ -163,7 +169,8 @@ type pair struct {
 	names [2]string
 	files [2]*os.File
 	live  [2][]byte // shared mappings that stay while other operations run; nil: none
-	dirty bool      // something was stored through live and is not synced
+	maps  bool      // the file at the mount can be mapped shared
+	dirty bool      // something was stored through a mapping and is not synced
 }
 
 func newPair(from Pair) (*pair, error) {
@@ -174,6 +181,9 @@ func newPair(from Pair) (*pair, error) {
 	size, err := p.files[plain].Seek(0, io.SeekEnd)
 	if err == nil && size == 0 {
 		_, err = io.Copy(p.files[plain], p.files[mount])
+	}
+	if err == nil {
+		p.maps, err = mappable(p.files[mount])
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.close())

@@ -50,6 +50,9 @@ func TestPlainFilesAreEqual(t *testing.T) {
 			t.Errorf("%s was never done", o.name)
 		}
 	}
+	if stats[Unmapped] != 0 {
+		t.Error("plain files can be mapped")
+	}
 	if !slices.Equal(at, []int{600, 1200, 1500}) {
 		t.Errorf("checkpoints at %v", at)
 	}
@@ -146,6 +149,21 @@ func TestMinIsKept(t *testing.T) {
 	}})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMappable: what cannot be mapped at all is told from what cannot be mapped here. /proc has files without mmap.
+func TestMappable(t *testing.T) {
+	for name, want := range map[string]bool{"fsx.go": true, "/proc/self/status": false} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		got, err := mappable(f)
+		if got != want || err != nil && want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
 	}
 }
 

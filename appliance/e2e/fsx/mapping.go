@@ -8,6 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mappable asks whether the file can be mapped shared: below kernel 6.6 a disk at the mount cannot (ENODEV).
+func mappable(f *os.File) (bool, error) {
+	m, err := unix.Mmap(int(f.Fd()), 0, page, unix.PROT_READ, unix.MAP_SHARED)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, unix.Munmap(m)
+}
+
 // within chooses a range inside the file; n is 0 if it is empty.
 func (r *run) within(p *pair) (off, n int64, err error) {
 	size, err := p.size()
@@ -23,7 +35,7 @@ func (r *run) within(p *pair) (off, n int64, err error) {
 // next read see it.
 func (r *run) mapped(p *pair, sync bool) error {
 	off, n, err := r.within(p)
-	if err != nil || n == 0 {
+	if err != nil || n == 0 || !p.maps {
 		return err
 	}
 	data := r.bytes(n)
@@ -47,7 +59,7 @@ func (r *run) mapped(p *pair, sync bool) error {
 // what is stored in it must be seen by them.
 func (r *run) liveMap(p *pair) error {
 	off, n, err := r.within(p)
-	if err != nil || n == 0 {
+	if err != nil || n == 0 || !p.maps {
 		return err
 	}
 	var data []byte

@@ -57,6 +57,12 @@ var totalWeight = func() (sum int) {
 	return sum
 }()
 
+// skip takes back the count of an operation that cannot be done now.
+func (r *run) skip(name string) error {
+	r.stats[name]--
+	return nil
+}
+
 // span chooses a range that ends within Max: often small, often on pages.
 func (r *run) span() (off, n int64) {
 	off = r.rng.Int64N(r.Max)
@@ -162,7 +168,7 @@ func (r *run) truncate(p *pair) error {
 
 func (r *run) openTruncating(p *pair) error {
 	if r.Min > 0 {
-		return nil
+		return r.skip("open truncating")
 	}
 	return r.reopen(p, os.O_TRUNC)
 }
@@ -215,8 +221,11 @@ func (r *run) copyRange(p *pair) error {
 func (r *run) seek(p *pair) error {
 	off, _ := r.span()
 	size, err := p.size()
-	if err != nil || p.dirty || off >= size {
+	if err != nil {
 		return err
+	}
+	if p.dirty || off >= size {
+		return r.skip("seek")
 	}
 	r.note("%s: seek from %d", p.names[mount], off)
 	to, err := unix.Seek(int(p.files[mount].Fd()), off, unix.SEEK_DATA)
