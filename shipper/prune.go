@@ -42,8 +42,12 @@ func (v *VM) forgetRecords(gone []catalog.PointID) {
 }
 
 // ServiceTime is the target's clock: vm.json carries our time of its last write,
-// the listing the target's.
+// the listing the target's. It is written for that: a clock that jumped since the
+// write before would not show.
 func (v *VM) ServiceTime(ctx context.Context) (time.Time, error) {
+	if err := v.updateDoc(ctx, func(*catalog.VMDoc) error { return nil }); err != nil {
+		return time.Time{}, err
+	}
 	doc, _, err := catalog.LoadVM(ctx, v.target, v.opts.Name)
 	if err != nil {
 		return time.Time{}, err

@@ -85,11 +85,15 @@ type Result struct {
 func (p *Pruner) Prune(ctx context.Context, policy Policy, generation uint64) (Result, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.checkClock(ctx); err != nil {
+	theirs, err := p.checkClock(ctx)
+	if err != nil {
 		return Result{}, err
 	}
 	s, err := survey(ctx, p.t, p.vm)
 	if err != nil {
+		return Result{}, err
+	}
+	if err := p.checkNewest(s.live, theirs); err != nil {
 		return Result{}, err
 	}
 	if s.doc.Generation != generation {
@@ -103,16 +107,49 @@ func (p *Pruner) Prune(ctx context.Context, policy Policy, generation uint64) (R
 	return result, err
 }
 
-func (p *Pruner) checkClock(ctx context.Context) error {
+// checkClock returns the target's time. Points carry ours, so while ours is wrong their ages are.
+func (p *Pruner) checkClock(ctx context.Context) (time.Time, error) {
 	theirs, err := p.clock.ServiceTime(ctx)
 	if err != nil {
-		return fmt.Errorf("time of the target: %w", err)
+		return theirs, fmt.Errorf("time of the target: %w", err)
 	}
 	if skew := p.opts.Now().Sub(theirs); skew.Abs() > p.opts.MaxSkew {
-		return fmt.Errorf("%w by %s", ErrSkew, skew)
+		return theirs, &clockError{fmt.Errorf("%w by %s: nothing is pruned", ErrSkew, skew.Round(time.Second)),
+			"set this machine's clock right (timedatectl)"}
+	}
+	return theirs, nil
+}
+
+// checkNewest refuses to count ages from a point that lies in the future: it was made while our clock was ahead, and
+// would make every point before it look old. Time mends it.
+func (p *Pruner) checkNewest(live []catalog.Record, theirs time.Time) error {
+	if len(live) == 0 {
+		return nil
+	}
+	newest := live[len(live)-1]
+	if ahead := newest.Time.Sub(theirs); ahead > p.opts.MaxSkew {
+		return &clockError{fmt.Errorf("%w: point %s lies %s ahead of it: nothing is pruned", ErrSkew, newest.ID(), ahead.Round(time.Second)),
+			"nothing to do: the clock was ahead when the point was made, pruning goes on at " + newest.Time.UTC().Format(time.RFC3339)}
 	}
 	return nil
 }
+
+// clockError says what an operator may do about a clock. Its class is recoverable: it is looked at again.
+type clockError struct {
+	err    error
+	action string
+}
+
+func (e *clockError) Error() string { return e.err.Error() }
+
+// Unwrap makes errors.Is find ErrSkew.
+func (e *clockError) Unwrap() error { return e.err }
+
+// ErrorCode and ErrorAction are what package retry asks of an error.
+func (e *clockError) ErrorCode() string { return "clock-skew" }
+
+// ErrorAction is the next action.
+func (e *clockError) ErrorAction() string { return e.action }
 
 // pruneRecords deletes the records of points that are not kept, the newest
 // first, so that no listed point ever misses a record its fold reads.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/catalog/catalogtest"
 	"github.com/vhdrelay/vhdrelay/shipper/restore"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
 )
@@ -346,6 +348,7 @@ func TestLatestCompletePointStays(t *testing.T) {
 	again := kept[0]
 	again.Previous, again.Epoch, again.Segments = again.ID(), 6, nil
 	again.Time = again.Time.Add(time.Hour)
+	r.Now = again.Time
 	again.EpochUUID = catalog.NewPinID()
 	again.Disks = slices.Clone(again.Disks)
 	again.Disks[0].State = catalog.StateInitial
@@ -387,6 +390,11 @@ func TestNothingIsPrunedWhen(t *testing.T) {
 	}{
 		"our clock is ahead":  {func(r *rig) { r.skew = -6 * time.Minute }, retention.ErrSkew},
 		"our clock is behind": {func(r *rig) { r.skew = 6 * time.Minute }, retention.ErrSkew},
+		"our clock was ahead": {func(r *rig) {
+			r.Now = r.Now.Add(26 * time.Hour)
+			r.Close()
+			r.Now = r.Now.Add(-26 * time.Hour)
+		}, retention.ErrSkew},
 		"another took over":   {func(r *rig) { g := r.Doc.Generation; r.TakeOver(); r.Doc.Generation = g }, retention.ErrFenced},
 		"the chain is broken": {func(r *rig) { r.breakChain() }, catalog.ErrChain},
 		"a pin is newer than we": {func(r *rig) {
@@ -404,6 +412,47 @@ func TestNothingIsPrunedWhen(t *testing.T) {
 		if after := r.blobs(""); !slices.Equal(before, after) {
 			t.Errorf("%s: %d blobs, %d before", what, len(after), len(before))
 		}
+	}
+}
+
+// The clock was a day ahead for a while, and is right again: no point is lost for it, and what is old goes when the time
+// has caught up.
+func TestClockJumpCostsNoPoint(t *testing.T) {
+	r, _ := simple(t, 30)
+	r.mustPrune()
+	_, before := r.live()
+	r.Now = r.Now.Add(26 * time.Hour)
+	jumped := r.Close()
+	r.Now = r.Now.Add(-26 * time.Hour)
+	for range 3 {
+		_, err := r.prune()
+		_, code, cause, action := retry.Describe(err)
+		if !errors.Is(err, retention.ErrSkew) || retry.Classify(err) != retry.Recoverable || code != "clock-skew" ||
+			!strings.Contains(cause, jumped.String()) || !strings.Contains(action, "pruning goes on at") {
+			t.Fatalf("%v: %s, next: %s", err, code, action)
+		}
+		r.Now = r.Now.Add(8 * time.Hour)
+	}
+	if _, now := r.live(); len(now) != len(before)+1 {
+		t.Errorf("%d points of %d", len(now), len(before)+1)
+	}
+	r.checkAll()
+	r.Now = r.Now.Add(2 * time.Hour)
+	r.mustPrune()
+	if _, now := r.live(); len(now) >= len(before) {
+		t.Errorf("%d points of %d are old, and stay", len(now), len(before))
+	}
+	r.checkAll()
+}
+
+// What an operator reads while the clocks differ.
+func TestI12_SkewSaysWhatToDo(t *testing.T) {
+	r, _ := simple(t, 4)
+	r.skew = -3 * time.Hour
+	_, err := r.prune()
+	class, code, cause, action := retry.Describe(err)
+	if class != retry.Recoverable || code != "clock-skew" || !strings.Contains(cause, "by 3h0m0s: nothing is pruned") || !strings.Contains(action, "timedatectl") {
+		t.Errorf("%v %s: %s; next: %s", class, code, cause, action)
 	}
 }
 
