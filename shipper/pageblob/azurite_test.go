@@ -60,7 +60,7 @@ func TestKeyRotation(t *testing.T) {
 	later(tgt)
 	refused(t, tgt.Probe(t.Context()), retry.NonRecoverable, "not-permitted") // the service: not-authorized
 	replace(t, file, "AccountKey="+second)
-	refused(t, tgt.Probe(t.Context()), retry.NonRecoverable, "not-permitted") // the service: not-authorized
+	refused(t, tgt.Probe(t.Context()), retry.Recoverable, "credential-unusable") // somebody is at work on it
 	replace(t, file, second)
 	refused(t, tgt.Probe(t.Context()), retry.Recoverable, "credential-changed")
 	ok(t, tgt.Probe(t.Context()))

@@ -50,9 +50,11 @@ func (t *Target) classify(o op, f failure) error {
 
 // answered classifies an answer by its code, else by its status.
 func (t *Target) answered(o op, f failure, resp *azcore.ResponseError) *target.Error {
-	code := bloberror.Code(resp.ErrorCode)
-	v, ok := table[code]
-	if !ok {
+	v, ok := table[bloberror.Code(resp.ErrorCode)]
+	switch {
+	case !fromService(resp.RawResponse):
+		v = byProxy(resp.StatusCode) // whatever it says of blobs, it does not know
+	case !ok:
 		v = byStatus(resp.StatusCode)
 	}
 	e := v.error(o, describe(v.err, resp))
@@ -65,6 +67,11 @@ func (t *Target) answered(o op, f failure, resp *azcore.ResponseError) *target.E
 		t.explainAuth(e, f.session)
 	}
 	return e
+}
+
+// nonsense is the error of an answer that contradicts itself or the request.
+func nonsense(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", errNotService, fmt.Errorf(format, args...))
 }
 
 // error makes the error of a verdict; its outcome is unknown until somebody knows better.
@@ -108,9 +115,17 @@ func describe(err error, resp *azcore.ResponseError) error {
 func (t *Target) explainAuth(e *target.Error, s *session) {
 	skew, _ := t.Skew()
 	now := t.sender.now().Add(skew)
+	var changed bool
+	var unusable error
+	if t.sessions.source != nil {
+		changed, unusable = t.sessions.source.changedSince(s.version)
+	}
 	switch {
-	case t.sessions.source != nil && t.sessions.source.changedSince(s.version):
+	case changed:
 		e.Class, e.Code, e.Hint = retry.Recoverable, "credential-changed", "nothing to do: the credential has just changed and is tried again"
+	case unusable != nil:
+		e.Class, e.Code = retry.Recoverable, "credential-unusable"
+		e.Hint = fmt.Sprintf("write the whole new secret to the file of target.credentials (%v); the one before it is refused", unusable)
 	case !s.proof.expires.IsZero() && now.After(s.proof.expires):
 		e.Code = "sas-expired"
 		e.Hint = fmt.Sprintf("the SAS expired at %s: write a new one to the file of target.credentials, then resume the VM", s.proof.expires.UTC().Format(time.RFC3339))
@@ -151,6 +166,8 @@ func (t *Target) unanswered(o op, f failure) *target.Error {
 		err = f.ended
 	case errors.Is(err, errNotService):
 		return byStatus(0).error(o, err)
+	case errors.Is(err, errOffHost):
+		return verdict{err: errOffHost, class: retry.NonRecoverable, code: "http-off-host", hint: "use https in target.url"}.error(o, err)
 	}
 	e := target.Lost(o.method, o.name, err)
 	if errors.Is(err, http.ErrSchemeMismatch) {
@@ -161,6 +178,10 @@ func (t *Target) unanswered(o op, f failure) *target.Error {
 	if errors.As(err, &dns) && dns.IsNotFound {
 		e.Code = "account-not-resolved"
 		e.Hint = fmt.Sprintf("no such name as %s: check the account in target.url, and the name service", t.endpoint.host)
+	}
+	if e.Code == retry.CodeUnclassified {
+		// What is left are answers that do not parse, and a proxy's refusals of a tunnel.
+		return byStatus(0).error(o, nonsense("%w", err))
 	}
 	return e
 }

@@ -329,11 +329,15 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 }
 
-// A bearer token is never sent without TLS; the SDK refuses, and so no request is made.
+// A bearer token is never sent without TLS, and the start says so.
 func TestTokenWithoutTLS(t *testing.T) {
 	s := serve(t, nil)
-	tgt := s.target(t, Options{Env: noEnv, token: fakeToken{token: "t"}})
-	if e := put(t, tgt); len(s.requests()) != 0 {
-		t.Fatalf("a token went over http: %v", e)
+	_, err := Open(t.Context(), Options{URL: s.URL + "/acct/box", Env: noEnv, token: fakeToken{token: "t"}})
+	class, code, cause, action := retry.Describe(err)
+	if !errors.Is(err, ErrCredential) || class != retry.NonRecoverable || code != "token-needs-https" || !strings.Contains(cause, "https") || !strings.Contains(action, "use https") {
+		t.Errorf("%v, %s, %s, %s", class, code, cause, action)
+	}
+	if len(s.requests()) != 0 {
+		t.Error("a token went over http")
 	}
 }

@@ -31,6 +31,7 @@ var (
 	errArchived   = errors.New("the blob is not in the hot tier")
 	errVersion    = errors.New("the service does not know this version of the protocol")
 	errRedirected = errors.New("the service redirects to another address")
+	errProxy      = errors.New("a proxy or firewall on the way refuses the request")
 	errEncryption = errors.New("the blob is encrypted with a key that is not available")
 )
 
@@ -46,6 +47,8 @@ const (
 	hintWait      = "nothing to do: it is tried again"
 	hintImmutable = "remove the policy from the container: replicas are written in place"
 	hintVersion   = "the endpoint is too old (an emulator: start it with --skipApiVersionCheck)"
+	hintProxy     = "allow the host of target.url at the proxy or firewall; it is tried again"
+	hintProxyAuth = "give the proxy's user and password in HTTPS_PROXY of the service, then resume the VM"
 	hintKind      = "use a general-purpose v2 account without hierarchical namespace"
 )
 
@@ -192,4 +195,18 @@ func byStatus(status int) verdict {
 		return verdict{err: errRedirected, class: retry.NonRecoverable, code: "redirected", hint: "correct target.url: the service itself never redirects"}
 	}
 	return verdict{err: errNotService, class: retry.Recoverable, code: "not-the-service", hint: "check target.url, and whether a proxy is between"}
+}
+
+// byProxy is for answers that no blob service gave. Of blobs they prove nothing, neither that one is missing nor that
+// it is there; and what a proxy refuses today it may pass tomorrow.
+func byProxy(status int) verdict {
+	switch {
+	case status == 407:
+		return verdict{err: errProxy, class: retry.NonRecoverable, code: "proxy-authentication", hint: hintProxyAuth}
+	case status == 401 || status == 403:
+		return verdict{err: errProxy, class: retry.Recoverable, code: "proxy-refused", hint: hintProxy}
+	case status >= 300 && status < 400 || status == 429 || status >= 500:
+		return byStatus(status)
+	}
+	return byStatus(0)
 }

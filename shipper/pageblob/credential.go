@@ -64,7 +64,7 @@ func parseProof(kind Kind, content, account string) (proof, error) {
 	case KindSharedKey:
 		return parseKey(content)
 	case KindSAS:
-		return parseSAS(content)
+		return parseSAS(content, account)
 	}
 	return proof{}, fmt.Errorf("%w: type %q has no content", ErrCredential, kind)
 }
@@ -78,8 +78,11 @@ func parseKey(s string) (proof, error) {
 }
 
 // parseSAS takes a token, or a URL with one, which is what the portal offers to copy.
-func parseSAS(s string) (proof, error) {
+func parseSAS(s, account string) (proof, error) {
 	if i := strings.LastIndexByte(s, '?'); i >= 0 {
+		if err := checkAccount("the URL of the SAS", endpointAccount(s[:i]), account); err != nil {
+			return proof{}, err
+		}
 		s = s[i+1:]
 	}
 	values, err := url.ParseQuery(s)
@@ -95,7 +98,8 @@ func parseSAS(s string) (proof, error) {
 	return p, nil
 }
 
-// parseConnectionString takes the key or the SAS; endpoints and protocol in it are ignored, because the URL has them.
+// parseConnectionString takes the key or the SAS. Endpoints and protocol in it are not used, because the URL has them;
+// but one that names another account is a mistake to report.
 func parseConnectionString(s, account string) (proof, error) {
 	fields := map[string]string{}
 	for part := range strings.SplitSeq(strings.Trim(s, "; \n"), ";") {
@@ -105,14 +109,37 @@ func parseConnectionString(s, account string) (proof, error) {
 		}
 		fields[strings.ToLower(strings.TrimSpace(name))] = strings.TrimSpace(value)
 	}
-	if name := fields["accountname"]; name != "" && !strings.EqualFold(name, account) {
-		return proof{}, fmt.Errorf("%w: the connection string is for account %q, the URL names %q", ErrCredential, name, account)
+	for _, named := range []string{fields["accountname"], endpointAccount(fields["blobendpoint"])} {
+		if err := checkAccount("the connection string", named, account); err != nil {
+			return proof{}, err
+		}
 	}
 	if key := fields["accountkey"]; key != "" {
 		return parseKey(key)
 	}
 	if sas := fields["sharedaccesssignature"]; sas != "" {
-		return parseSAS(sas)
+		return parseSAS(sas, account)
 	}
 	return proof{}, fmt.Errorf("%w: the connection string has no AccountKey and no SharedAccessSignature", ErrCredential)
+}
+
+// checkAccount refuses a credential that names another account than the URL does; one that names none may be right.
+func checkAccount(what, named, account string) error {
+	if named == "" || strings.EqualFold(named, account) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is for account %q, the URL names %q", ErrCredential, what, named, account)
+}
+
+// endpointAccount is the account that a service's own URL names, "" for a domain of the operator's.
+func endpointAccount(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	labels := strings.Split(u.Hostname(), ".")
+	if len(labels) < 3 || labels[1] != "blob" && labels[1] != "privatelink" {
+		return ""
+	}
+	return labels[0]
 }

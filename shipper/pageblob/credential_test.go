@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
 
 const (
@@ -32,6 +34,9 @@ func TestParseProof(t *testing.T) {
 		{KindConnectionString, "DefaultEndpointsProtocol=https;AccountName=Acct;AccountKey=" + keyA + ";EndpointSuffix=core.windows.net", keyA, "", time.Time{}},
 		{KindConnectionString, "BlobEndpoint=https://other/;SharedAccessSignature=sv=1&sig=s;", "", "sv=1&sig=s", time.Time{}},
 		{KindConnectionString, "accountkey=" + keyA + ";", keyA, "", time.Time{}},
+		{KindConnectionString, "BlobEndpoint=https://acct.blob.core.windows.net/;SharedAccessSignature=sv=1&sig=s", "", "sv=1&sig=s", time.Time{}},
+		{KindConnectionString, "BlobEndpoint=https://backup.example.com/;SharedAccessSignature=sv=1&sig=s", "", "sv=1&sig=s", time.Time{}}, // a domain of their own
+		{KindConnectionString, "BlobEndpoint=http://127.0.0.1:10000/acct;AccountKey=" + keyA, keyA, "", time.Time{}},
 	} {
 		p, err := parseProof(c.kind, c.content, "acct")
 		ok(t, err)
@@ -55,6 +60,8 @@ func TestParseProofRefuses(t *testing.T) {
 		{KindConnectionString, "AccountName=acct", "no AccountKey"},
 		{KindConnectionString, "AccountName=other;AccountKey=topsecret", `account "other", the URL names "acct"`},
 		{KindConnectionString, "AccountName=acct;AccountKey=topsecret!", "base64"},
+		{KindConnectionString, "BlobEndpoint=https://other.blob.core.windows.net/;SharedAccessSignature=sv=1&sig=topsecret", `account "other", the URL names "acct"`},
+		{KindSAS, "https://other.blob.core.windows.net/box?sv=1&sig=topsecret", `account "other", the URL names "acct"`},
 		{KindDefault, "topsecret", "no content"},
 	} {
 		_, err := parseProof(c.kind, c.content, "acct")
@@ -158,17 +165,24 @@ func TestRotation(t *testing.T) {
 		ok(t, os.WriteFile(file, nil, 0o600))
 		pass(recheckInterval)
 		expect("emptied", keyB, 1)
+		pass(recheckInterval)
+		expect("still empty", keyB, 1)
 		ok(t, os.Remove(file))
 		pass(recheckInterval)
 		expect("gone", keyB, 1)
 		pass(recheckInterval)
 		expect("still gone", keyB, 1)
 		write(t, file, keyB)
-		pass(recheckInterval)
-		expect("back with the same key", keyB, 1)
+		for range 2 {
+			pass(recheckInterval)
+			expect("back with the same key", keyB, 1)
+		}
 		replace(t, file, keyA)
-		if !s.changedSince(1) || s.changedSince(2) {
+		if changed, _ := s.changedSince(1); !changed {
 			t.Fatal("asked after a refusal, the file is not looked at")
+		}
+		if changed, _ := s.changedSince(2); changed {
+			t.Fatal("it changed once")
 		}
 		expect("after a refusal", keyA, 2)
 	})
@@ -196,4 +210,89 @@ func TestRotationWarnsOnce(t *testing.T) {
 			t.Fatalf("%d warnings for one removal", got)
 		}
 	})
+}
+
+// Half of a key may look like a key: what is written in place is used when it has stayed as it is for a second, and
+// what is refused meanwhile is tried again.
+func TestHalfWrittenSecretIsNotUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, lines := counting()
+		file := write(t, filepath.Join(t.TempDir(), "key"), keyA)
+		s, err := newSource(Credential{Type: KindSharedKey, File: file}, "acct", noEnv, log)
+		ok(t, err)
+		inUse := func(want string) {
+			t.Helper()
+			if p, _ := s.current(); p.key.Reveal() != want {
+				t.Fatalf("%s is in use, want %s", p.key.Reveal(), want)
+			}
+		}
+		for n := 4; n <= len(keyB); n += 2 { // each look finds another part of it
+			ok(t, os.WriteFile(file, []byte(keyB[:n]), 0o600))
+			pass(recheckInterval)
+			inUse(keyA)
+			if changed, unusable := s.changedSince(0); !changed || unusable != nil {
+				t.Fatalf("while it is written: %v, %v", changed, unusable)
+			}
+		}
+		pass(settle)
+		inUse(keyB)
+		if changed, _ := s.changedSince(1); changed {
+			t.Error("it is still said to change")
+		}
+		quiet := lines()
+		ok(t, os.WriteFile(file, []byte(keyA[:5]), 0o600)) // and nobody goes on
+		for range 4 {
+			pass(recheckInterval)
+			inUse(keyB)
+		}
+		if changed, unusable := s.changedSince(1); changed || !errors.Is(unusable, ErrCredential) || lines() != quiet+1 {
+			t.Errorf("half a key for good: %v, %v, %d lines", changed, unusable, lines()-quiet)
+		}
+	})
+}
+
+// A secret that others may read is used, and complained about.
+func TestReadersOfTheSecret(t *testing.T) {
+	for mode, want := range map[os.FileMode]int{0o600: 0, 0o400: 0, 0o640: 1, 0o604: 1, 0o660: 1} {
+		log, lines := counting()
+		file := write(t, filepath.Join(t.TempDir(), "key"), keyA)
+		ok(t, os.Chmod(file, mode))
+		_, err := newSource(Credential{Type: KindSharedKey, File: file}, "acct", noEnv, log)
+		ok(t, err)
+		if lines() != want {
+			t.Errorf("mode %o: %d warnings, want %d", mode, lines(), want)
+		}
+	}
+}
+
+// TestI12_Setup: what an operator configured wrongly has a code and a next action, and time does not mend it.
+func TestI12_Setup(t *testing.T) {
+	dir := t.TempDir()
+	bad := write(t, filepath.Join(dir, "bad"), "no key!")
+	other := write(t, filepath.Join(dir, "other"), "AccountName=other;AccountKey="+keyA)
+	text := write(t, filepath.Join(dir, "text"), "no certificate")
+	const url = "https://acct.blob.core.windows.net/box"
+	for _, c := range []struct {
+		opts                Options
+		code, cause, action string
+	}{
+		{Options{URL: "http://acct.blob.core.windows.net/box"}, "target-url", "http is for this machine only: use https", "correct target.url"},
+		{Options{URL: url, Credential: Credential{Type: KindSharedKey, File: filepath.Join(dir, "absent")}}, "credential-unusable", "no such file", "write the secret of the account in target.url to " + dir},
+		{Options{URL: url, Credential: Credential{Type: KindSharedKey, File: bad}}, "credential-unusable", bad + ": target credential: not an account key: it is not base64", "write the secret"},
+		{Options{URL: url, Credential: Credential{Type: KindConnectionString, File: other}}, "credential-unusable", `the connection string is for account "other", the URL names "acct"`, "write the secret of the account in target.url"},
+		{Options{URL: url, Credential: Credential{Type: KindSAS}}, "credential-unusable", "type sas needs a file", "give target.credentials.file"},
+		{Options{URL: url, Credential: Credential{Type: "password"}}, "credential-type", `type "password": use default`, "correct target.credentials.type"},
+		{Options{URL: url, CAFile: text}, "ca-file", text + " holds no PEM certificate", "put the PEM certificates"},
+		{Options{URL: url, CAFile: filepath.Join(dir, "absent")}, "ca-file", "no such file", "leave target.ca_file out"},
+		{Options{URL: url, Env: func(name string) string { return map[string]string{"AZURE_STORAGE_KEY": "no key!"}[name] }}, "credential-unusable", "environment variable AZURE_STORAGE_KEY", "correct or unset AZURE_STORAGE_KEY"},
+	} {
+		if c.opts.Env == nil {
+			c.opts.Env = noEnv
+		}
+		_, err := Open(t.Context(), c.opts)
+		class, code, cause, action := retry.Describe(err)
+		if class != retry.NonRecoverable || code != c.code || !strings.Contains(cause, c.cause) || !strings.Contains(action, c.action) {
+			t.Errorf("%v %s: %s\n  next: %s\n  want %s: %s\n  next: %s", class, code, cause, action, c.code, c.cause, c.action)
+		}
+	}
 }

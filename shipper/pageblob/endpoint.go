@@ -100,5 +100,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
+// plain reports whether nothing is encrypted on the way.
+func (e endpoint) plain() bool { return strings.HasPrefix(e.container, "http://") }
+
 // String is the URL as the operator knows it; there is nothing secret in it.
 func (e endpoint) String() string { return strings.TrimSuffix(e.container+"/"+e.prefix, "/") }

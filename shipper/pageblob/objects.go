@@ -3,6 +3,8 @@ package pageblob
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"iter"
@@ -33,10 +35,7 @@ func (t *Target) Get(ctx context.Context, name string) (target.Object, error) {
 		}
 		defer resp.Body.Close()
 		object, err = readObject(resp)
-		if err != nil {
-			return fmt.Errorf("body: %w", err)
-		}
-		return nil
+		return err
 	})
 	return object, err
 }
@@ -47,11 +46,37 @@ func readObject(resp blob.DownloadStreamResponse) (target.Object, error) {
 	if size > target.MaxObject {
 		return target.Object{}, fmt.Errorf("%w: %d bytes, at most %d", target.ErrTooLarge, size, target.MaxObject)
 	}
-	data := make([]byte, size)
-	if err := fill(resp.Body, data); err != nil {
+	etag, err := etagOf(resp.ETag)
+	if err != nil {
 		return target.Object{}, err
 	}
-	return target.Object{Data: data, ETag: string(value(resp.ETag))}, nil
+	data := make([]byte, size)
+	if err := fill(resp.Body, data); err != nil {
+		return target.Object{}, fmt.Errorf("body: %w", err)
+	}
+	if err := checkSums(data, resp.ContentMD5, resp.ContentCRC64); err != nil {
+		return target.Object{}, err
+	}
+	return target.Object{Data: data, ETag: etag}, nil
+}
+
+// etagOf is the ETag of an answer, which every one about a blob has: without it the next If-Match would be no condition.
+func etagOf(e *azcore.ETag) (string, error) {
+	if value(e) == "" {
+		return "", nonsense("it has no ETag")
+	}
+	return string(*e), nil
+}
+
+// checkSums compares data with the checksums that an answer gives of it, as far as it gives any.
+func checkSums(data, sumMD5, sumCRC []byte) error {
+	if len(sumMD5) == md5.Size && [md5.Size]byte(sumMD5) != md5.Sum(data) {
+		return fmt.Errorf("%w: the service says MD5 %x of %d bytes", target.ErrChecksum, sumMD5, len(data))
+	}
+	if len(sumCRC) == 8 && binary.LittleEndian.Uint64(sumCRC) != uint64(checksum.Of(data)) {
+		return fmt.Errorf("%w: the service says CRC-64 %016x of %d bytes", target.ErrChecksum, binary.LittleEndian.Uint64(sumCRC), len(data))
+	}
+	return nil
 }
 
 // fill reads exactly len(p) bytes: less is an error, and more too.
@@ -91,7 +116,12 @@ func (t *Target) upload(ctx context.Context, method, name string, data []byte, c
 			TransactionalValidation: blob.TransferValidationTypeCRC64(checksum.Of(data)),
 			AccessConditions:        &blob.AccessConditions{ModifiedAccessConditions: cond},
 		})
-		etag = string(value(resp.ETag))
+		if err == nil {
+			err = checkSums(data, resp.ContentMD5, resp.ContentCRC64)
+		}
+		if err == nil {
+			etag, err = etagOf(resp.ETag)
+		}
 		return err
 	})
 	return etag, err
@@ -120,13 +150,9 @@ func (t *Target) remove(ctx context.Context, method, name, lease string) error {
 func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[target.Item, error] {
 	return func(yield func(target.Item, error) bool) {
 		o := op{method: "List", name: prefix, read: true}
-		err := t.list(ctx, o, container.ListBlobsInclude{}, func(b *container.BlobItem) bool {
+		err := t.list(ctx, o, container.ListBlobsInclude{}, func(b *container.BlobItem) (bool, error) {
 			item, err := t.item(b)
-			if err != nil {
-				yield(item, target.Refused(o.method, prefix, err))
-				return false
-			}
-			return yield(item, nil)
+			return err == nil && yield(item, nil), err
 		})
 		if err != nil {
 			yield(target.Item{}, err)
@@ -137,7 +163,7 @@ func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[target.Item,
 func (t *Target) item(b *container.BlobItem) (target.Item, error) {
 	name, ok := strings.CutPrefix(value(b.Name), t.endpoint.prefix)
 	if !ok || b.Properties == nil || b.Properties.ContentLength == nil {
-		return target.Item{}, fmt.Errorf("%w: list entry %.80q is incomplete", errNotService, value(b.Name))
+		return target.Item{}, nonsense("list entry %.80q is incomplete", value(b.Name))
 	}
 	return target.Item{
 		Name:     name,
@@ -147,25 +173,28 @@ func (t *Target) item(b *container.BlobItem) (target.Item, error) {
 	}, nil
 }
 
-// list calls see for each blob whose name starts with the prefix o.name until it returns false.
-func (t *Target) list(ctx context.Context, o op, include container.ListBlobsInclude, see func(*container.BlobItem) bool) error {
-	options := &container.ListBlobsFlatOptions{Prefix: to.Ptr(t.endpoint.prefix + o.name), Include: include}
+// list calls see for each blob whose name starts with the prefix o.name until it returns false or an error.
+func (t *Target) list(ctx context.Context, o op, include container.ListBlobsInclude, see func(*container.BlobItem) (bool, error)) error {
+	in := listing{prefix: t.endpoint.prefix + o.name, twice: include.Snapshots}
+	options := &container.ListBlobsFlatOptions{Prefix: &in.prefix, Include: include}
 	for {
 		var page container.ListBlobsFlatResponse
 		err := t.do(ctx, o, func(ctx context.Context, c *container.Client) error {
 			var err error
 			// A pager of its own for every page: each is made with the credential of its time.
 			page, err = c.NewListBlobsFlatPager(options).NextPage(ctx)
+			if err == nil {
+				err = in.check(page, value(options.Marker))
+			}
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if page.Segment == nil {
-			return target.Refused(o.method, o.name, fmt.Errorf("%w: list without entries", errNotService))
-		}
 		for _, b := range page.Segment.BlobItems {
-			if !see(b) {
+			if more, err := see(b); err != nil {
+				return t.classify(o, failure{err: err})
+			} else if !more {
 				return nil
 			}
 		}
@@ -174,4 +203,39 @@ func (t *Target) list(ctx context.Context, o op, include container.ListBlobsIncl
 		}
 		options.Marker = page.NextMarker
 	}
+}
+
+// maxEmptyPages is how many pages of a list in a row may have no entry; the service may send some.
+const maxEmptyPages = 1000
+
+// listing holds the pages of one list against each other: a list that is out of order, or has no end, is none.
+type listing struct {
+	prefix string
+	twice  bool   // names may come several times, once for each snapshot
+	last   string // name
+	empty  int    // pages since the last entry
+}
+
+func (l *listing) check(page container.ListBlobsFlatResponse, marker string) error {
+	if page.Segment == nil {
+		return nonsense("a list without entries")
+	}
+	for _, b := range page.Segment.BlobItems {
+		name := value(b.Name)
+		if !strings.HasPrefix(name, l.prefix) {
+			return nonsense("a list of %.80q has %.80q", l.prefix, name)
+		}
+		if name < l.last || name == l.last && !l.twice {
+			return nonsense("a list has %.80q after %.80q", name, l.last)
+		}
+		l.last = name
+	}
+	l.empty++
+	if len(page.Segment.BlobItems) > 0 {
+		l.empty = 0
+	}
+	if next := value(page.NextMarker); next != "" && (next == marker || l.empty > maxEmptyPages) {
+		return nonsense("a list that does not go on")
+	}
+	return nil
 }

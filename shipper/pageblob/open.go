@@ -47,11 +47,12 @@ type Target struct {
 var _ target.Target = (*Target)(nil)
 
 // Open checks the options and reads the credential; it makes no request, so that the appliance starts while the
-// network is down. Errors wrap ErrURL or ErrCredential where they are about those. Probe asks the service.
+// network is down. Errors are *SetupError where an operator can mend them, and wrap ErrURL or ErrCredential where they
+// are about those. Probe asks the service.
 func Open(_ context.Context, opts Options) (*Target, error) {
 	e, err := parseURL(opts.URL)
 	if err != nil {
-		return nil, err
+		return nil, &SetupError{Code: "target-url", Action: "correct target.url", Err: err}
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()
@@ -80,6 +81,10 @@ func newSessions(opts Options, e endpoint, s *sender) (*sessions, error) {
 		return nil, err
 	}
 	all := &sessions{endpoint: e, source: source, token: opts.token, options: clientOptions(s)}
+	if source == nil && e.plain() {
+		return nil, &SetupError{Code: "token-needs-https", Err: fmt.Errorf("%w: a token is sent over https only, and target.url says http", ErrCredential),
+			Action: "use https in target.url, or a credential of another type"}
+	}
 	if source == nil && opts.token == nil {
 		if all.token, err = defaultToken(s.client); err != nil {
 			return nil, err

@@ -57,16 +57,31 @@ func (t *Target) Properties(ctx context.Context, name, snapshot string) (target.
 		if err != nil {
 			return err
 		}
-		props = target.Properties{
-			Size:     value(resp.ContentLength),
-			ETag:     string(value(resp.ETag)),
-			Sequence: value(resp.BlobSequenceNumber),
-			Leased:   value(resp.LeaseStatus) == lease.StatusTypeLocked,
-			Metadata: metadata(resp.Metadata),
-		}
-		return nil
+		props, err = propertiesOf(resp)
+		return err
 	})
 	return props, err
+}
+
+// propertiesOf reads an answer. What it does not say is not taken for zero: a lost header would undo a condition.
+func propertiesOf(resp blob.GetPropertiesResponse) (target.Properties, error) {
+	etag, err := etagOf(resp.ETag)
+	if err != nil {
+		return target.Properties{}, err
+	}
+	if resp.ContentLength == nil {
+		return target.Properties{}, nonsense("properties without a size")
+	}
+	if value(resp.BlobType) == blob.BlobTypePageBlob && target.CheckSize(*resp.ContentLength) != nil {
+		return target.Properties{}, nonsense("a page blob of %d bytes", *resp.ContentLength)
+	}
+	return target.Properties{
+		Size:     *resp.ContentLength,
+		ETag:     etag,
+		Sequence: value(resp.BlobSequenceNumber),
+		Leased:   value(resp.LeaseStatus) == lease.StatusTypeLocked,
+		Metadata: metadata(resp.Metadata),
+	}, nil
 }
 
 // PutPages writes pages with their checksum and under g; see target.Target. data must not change until it returns.
@@ -151,7 +166,13 @@ func (t *Target) SetSequence(ctx context.Context, name string, sequence int64, l
 			SequenceNumber:   &sequence,
 			AccessConditions: conditions(lease, etag),
 		})
-		now = string(value(resp.ETag))
+		if err != nil {
+			return err
+		}
+		if n := resp.BlobSequenceNumber; n != nil && *n != sequence {
+			return nonsense("sequence number %d was set, and the answer says %d", sequence, *n)
+		}
+		now, err = etagOf(resp.ETag)
 		return err
 	})
 	return now, err

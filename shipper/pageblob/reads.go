@@ -43,7 +43,10 @@ func (t *Target) ReadPages(ctx context.Context, name, snapshot string, off int64
 		if err := checkRange(o, resp, want); err != nil {
 			return err
 		}
-		return fill(resp.Body, p)
+		if err := fill(resp.Body, p); err != nil {
+			return err
+		}
+		return checkSums(p, nil, resp.ContentCRC64) // its MD5, if there is one, is of the whole blob
 	})
 }
 
@@ -53,13 +56,16 @@ func checkRange(o op, resp blob.DownloadStreamResponse, want blob.HTTPRange) err
 	var first, last, size int64
 	got := value(resp.ContentRange)
 	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &first, &last, &size); err != nil {
-		return fmt.Errorf("%w: content range %.80q", errNotService, got)
+		return nonsense("content range %.80q", got)
+	}
+	if size < 0 {
+		return nonsense("content range %.80q", got)
 	}
 	if err := target.CheckWithin(want.Offset, want.Count, size); err != nil {
 		return target.Refused(o.method, o.name, err)
 	}
 	if first != want.Offset || last != want.Offset+want.Count-1 || value(resp.ContentLength) != want.Count {
-		return fmt.Errorf("%w: content range %.80q for %d bytes at %d", errNotService, got, want.Count, want.Offset)
+		return nonsense("content range %.80q for %d bytes at %d", got, want.Count, want.Offset)
 	}
 	return nil
 }
@@ -88,6 +94,7 @@ func (t *Target) Ranges(ctx context.Context, name, snapshot string, off, n int64
 // rangesOf asks for one step, page by page. end is the end of the whole question: it must lie within the blob.
 func (t *Target) rangesOf(ctx context.Context, o op, snapshot string, in target.ByteRange, end int64) ([]target.ByteRange, error) {
 	var found []target.ByteRange
+	order := ascending{last: -1}
 	options := &pageblob.GetPageRangesOptions{
 		Range:      blob.HTTPRange{Offset: in.Off, Count: in.Len},
 		MaxResults: to.Ptr[int32](rangesPage),
@@ -100,6 +107,9 @@ func (t *Target) rangesOf(ctx context.Context, o op, snapshot string, in target.
 				return err
 			}
 			page, err = b.NewGetPageRangesPager(options).NextPage(ctx)
+			if err == nil {
+				err = order.check(page, value(options.Marker))
+			}
 			return err
 		})
 		if err != nil {
@@ -116,6 +126,23 @@ func (t *Target) rangesOf(ctx context.Context, o op, snapshot string, in target.
 		}
 		options.Marker = page.NextMarker
 	}
+}
+
+// ascending holds the pages of one list of ranges against each other: one that is missing would read as zeros.
+type ascending struct{ last int64 } // end of the range before
+
+func (a *ascending) check(page pageblob.GetPageRangesResponse, marker string) error {
+	for _, r := range page.PageRange {
+		from, to := value(r.Start), value(r.End)
+		if from <= a.last || to < from {
+			return nonsense("a list of ranges has %d-%d after %d", from, to, a.last)
+		}
+		a.last = to
+	}
+	if next := value(page.NextMarker); next != "" && next == marker {
+		return nonsense("a list of ranges that does not go on")
+	}
+	return nil
 }
 
 func clip(from, to int64, in target.ByteRange) target.ByteRange {

@@ -67,6 +67,9 @@ func (s *service) handle(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	w.Header().Set("x-ms-request-id", "r-1")
 	w.Header().Set("ETag", `"0x1"`)
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Length", "4096")
+	}
 	if s.answer != nil {
 		s.answer(w, r)
 		return

@@ -30,7 +30,7 @@ func (t *Target) Snapshot(ctx context.Context, name, lease, etag string, meta ma
 		}
 		id = value(resp.Snapshot)
 		if id == "" {
-			return fmt.Errorf("%w: snapshot without an id", errNotService)
+			return nonsense("snapshot without an id")
 		}
 		return nil
 	})
@@ -46,25 +46,20 @@ func (t *Target) Snapshots(ctx context.Context, name string) ([]target.SnapshotI
 	}
 	var (
 		all  []target.SnapshotInfo
-		bad  error
 		full = t.endpoint.prefix + name
 	)
-	err := t.list(ctx, o, container.ListBlobsInclude{Snapshots: true, Metadata: true}, func(b *container.BlobItem) bool {
+	err := t.list(ctx, o, container.ListBlobsInclude{Snapshots: true, Metadata: true}, func(b *container.BlobItem) (bool, error) {
 		if value(b.Name) != full {
-			return false
+			return false, nil
 		}
 		if value(b.Snapshot) == "" {
-			return true
+			return true, nil
 		}
 		info, err := snapshotInfo(b)
-		if err != nil {
-			bad = target.Refused(o.method, name, err)
-			return false
-		}
 		all = append(all, info)
-		return true
+		return err == nil, err
 	})
-	if err := firstError(err, bad); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(all, func(a, b target.SnapshotInfo) int { return strings.Compare(a.ID, b.ID) })
@@ -75,7 +70,7 @@ func (t *Target) Snapshots(ctx context.Context, name string) ([]target.SnapshotI
 func snapshotInfo(b *container.BlobItem) (target.SnapshotInfo, error) {
 	at, err := time.Parse(time.RFC3339Nano, *b.Snapshot)
 	if err != nil || b.Properties == nil || b.Properties.ContentLength == nil {
-		return target.SnapshotInfo{}, fmt.Errorf("%w: list entry of snapshot %.80q is incomplete", errNotService, *b.Snapshot)
+		return target.SnapshotInfo{}, nonsense("list entry of snapshot %.80q is incomplete", *b.Snapshot)
 	}
 	return target.SnapshotInfo{ID: *b.Snapshot, Metadata: metadata(b.Metadata), Size: *b.Properties.ContentLength, Time: at}, nil
 }

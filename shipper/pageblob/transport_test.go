@@ -24,7 +24,7 @@ func TestTransport(t *testing.T) {
 		{"https://acct.blob.core.windows.net/box", idleTimeout},
 		{"http://127.0.0.1:1/acct/box", 4 * time.Second}, // Azurite closes after 5 s
 	} {
-		tgt := open(t, Options{URL: c.url, token: fakeToken{}})
+		tgt := open(t, Options{URL: c.url, Env: func(string) string { return "AccountKey=" + keyA }})
 		tr := tgt.sender.client.Transport.(*http.Transport)
 		if tr.IdleConnTimeout != c.idle || tr.MaxIdleConnsPerHost < 64 || tr.WriteBufferSize != 256<<10 || !tr.DisableCompression {
 			t.Errorf("%s: %+v", c.url, tr)

@@ -2,6 +2,7 @@ package pageblob
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -85,7 +86,7 @@ func TestI7_Wire(t *testing.T) {
 // These answer with 200, which the requests above do not accept.
 func TestI7_WireOfProperties(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("x-ms-blob-sequence-number", "7")
+		w.Header().Set("x-ms-blob-sequence-number", cmp.Or(r.Header.Get("x-ms-blob-sequence-number"), "7"))
 		w.WriteHeader(map[string]int{"comp=lease": 202}[r.URL.RawQuery] + map[bool]int{true: 200}[r.URL.RawQuery != "comp=lease"])
 	})
 	tgt := s.target(t, Options{})
