@@ -252,6 +252,7 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	g.Go(func() error { return control.Serve(ctx, a.listener, a, a.log) })
 	g.Go(func() error { return a.beat(ctx) })
 	g.Go(func() error { return a.reloads(ctx) })
+	g.Go(func() error { return a.watchSecret(ctx) })
 	go notify.Watchdog(ctx, a.alive, nil) // not waited for: it may hang with a mount, which is what it is for
 }
 

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/shipper/dir"
@@ -66,9 +69,71 @@ func openTarget(ctx context.Context, c config.Target, create bool, log *slog.Log
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	if create {
-		if err := t.EnsureContainer(ctx); err != nil && !errors.Is(err, target.ErrAuth) {
-			return nil, err
+		if err := makeContainer(ctx, t); err != nil {
+			return nil, errors.Join(err, t.Close())
 		}
 	}
 	return t, nil
+}
+
+// makeContainer makes the container unless it is there. A credential that may not
+// is good enough for one that is; one that is refused altogether is an error, so
+// that the next attempt still makes it.
+func makeContainer(ctx context.Context, t *pageblob.Target) error {
+	err := t.EnsureContainer(ctx)
+	if errors.Is(err, target.ErrAuth) {
+		return t.Probe(ctx)
+	}
+	return err
+}
+
+// secretInterval is how often the files of target are looked at for a change.
+const secretInterval = 2 * time.Second
+
+// watchSecret lets every VM try again when the file of the credential changes: one
+// that was refused waits for nothing else.
+func (a *Appliance) watchSecret(ctx context.Context) error {
+	path := a.config().Target.Credentials.File
+	if path == "" {
+		return nil
+	}
+	tick := time.NewTicker(secretInterval)
+	defer tick.Stop()
+	for last := stampOf(path); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if now := stampOf(path); now != last {
+			last = now
+			a.wakeMachines()
+		}
+	}
+}
+
+// fileStamp tells one state of a file from another; zero: it is not there.
+type fileStamp struct {
+	modified time.Time
+	size     int64
+	inode    uint64
+}
+
+func stampOf(path string) fileStamp {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileStamp{}
+	}
+	s := fileStamp{modified: info.ModTime(), size: info.Size()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		s.inode = sys.Ino
+	}
+	return s
+}
+
+// wakeMachines makes every stage of every VM try again now.
+func (a *Appliance) wakeMachines() {
+	for _, m := range a.machines() {
+		m.pipeline.Wake()
+	}
 }

@@ -167,3 +167,21 @@ func TestByteRangeEnd(t *testing.T) {
 		t.Errorf("end %d", got)
 	}
 }
+
+// What time mends although its sentinel wants an operator is worth the same request again.
+func TestAnswerThatTimeChanges(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		class retry.Class
+		same  bool
+	}{
+		{ErrAuth, retry.NonRecoverable, true}, {ErrAuth, retry.Recoverable, false}, {ErrLeased, retry.Recoverable, false},
+		{ErrCondition, retry.Recoverable, true}, {ErrChecksum, retry.Recoverable, false},
+	} {
+		e := Refused("Get", "x", c.err)
+		e.Class = c.class
+		if e.SameAnswer() != c.same {
+			t.Errorf("%v, %v: %v", c.err, c.class, e.SameAnswer())
+		}
+	}
+}

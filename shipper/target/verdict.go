@@ -67,10 +67,12 @@ func verdictOf(err error) *verdict {
 
 // SameAnswer reports whether repeating the same request at once would be of no
 // use because its answer depends on a state that only another request changes,
-// or because the caller has stopped waiting.
+// or because the caller has stopped waiting. Where the implementation knows that
+// time mends what else needs an operator (a credential that is being changed, a
+// lease that is breaking), the next answer is another.
 func (e *Error) SameAnswer() bool {
 	if v := verdictOf(e.Err); v != nil {
-		return v.same
+		return v.same && (v.class != retry.NonRecoverable || e.Class != retry.Recoverable)
 	}
 	return errors.Is(e.Err, context.Canceled)
 }

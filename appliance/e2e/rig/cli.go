@@ -35,7 +35,7 @@ func (e *CommandError) Error() string {
 func (r *Rig) Run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, r.Binary, append(args, "--config", r.config())...)
 	var out, diag bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &diag
+	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &diag, r.environ()
 	err := cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		err = &CommandError{Args: args, Code: exit.ExitCode(), Output: out.String() + diag.String()}

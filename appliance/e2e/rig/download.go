@@ -82,3 +82,19 @@ func sign(req *http.Request, account, key string) error {
 	req.Header.Set("Authorization", "SharedKey "+account+":"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	return nil
 }
+
+// AccountSAS signs a token for a whole account's blobs ("Create an account SAS" of the service's REST reference).
+func AccountSAS(account, key string, expires time.Time) (string, error) {
+	secret, err := base64.StdEncoding.DecodeString(key)
+	if err != nil {
+		return "", fmt.Errorf("account key: %w", err)
+	}
+	const permissions, protocols = "rwdlac", "https,http"
+	until := expires.UTC().Format(time.RFC3339)
+	mac := hmac.New(sha256.New, secret)
+	fmt.Fprintf(mac, "%s\n%s\nb\nco\n\n%s\n\n%s\n%s\n\n", account, permissions, until, protocols, storageVersion)
+	return url.Values{
+		"sv": {storageVersion}, "ss": {"b"}, "srt": {"co"}, "sp": {permissions}, "se": {until}, "spr": {protocols},
+		"sig": {base64.StdEncoding.EncodeToString(mac.Sum(nil))},
+	}.Encode(), nil
+}

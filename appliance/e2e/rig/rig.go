@@ -21,8 +21,13 @@ type Options struct {
 	State  string // Dir/state
 	Mount  string // Dir/mount
 
-	URL string // of the target
-	Key string // its shared key, if it needs one
+	URL         string // of the target
+	Key         string // its shared key, if it needs one
+	Credentials string // target.credentials as YAML, instead of Key
+	CAFile      string // roots of the target, "": the system's
+
+	Env   []string // NAME=VALUE of the appliance and its commands, beside ours
+	Debug bool     // the appliance logs all it can
 
 	Interval      time.Duration // 5 s
 	ApplyInterval time.Duration // 20 s
@@ -74,6 +79,12 @@ func (r *Rig) Configure() error {
 		}
 		fmt.Fprintf(&b, "  credentials: {type: shared_key, file: %s}\n", key)
 	}
+	if r.Credentials != "" {
+		fmt.Fprintf(&b, "  credentials: %s\n", r.Credentials)
+	}
+	if r.CAFile != "" {
+		fmt.Fprintf(&b, "  ca_file: %s\n", r.CAFile)
+	}
 	fmt.Fprintf(&b, "replication:\n  interval: %v\n  apply_interval: %v\n", r.Interval, r.ApplyInterval)
 	if r.SpoolLimit > 0 {
 		fmt.Fprintf(&b, "  spool_limit: %d\n", r.SpoolLimit)
@@ -97,7 +108,11 @@ func (r *Rig) Start(ctx context.Context) error {
 	if r.proc != nil {
 		return errors.New("the appliance is running")
 	}
-	p, err := start(r.LogFile(), r.Binary, "serve", "--config", r.config())
+	args := []string{"serve", "--config", r.config()}
+	if r.Debug {
+		args = append(args, "--debug")
+	}
+	p, err := start(r.LogFile(), r.environ(), r.Binary, args...)
 	if err != nil {
 		return err
 	}
@@ -112,6 +127,9 @@ func (r *Rig) Start(ctx context.Context) error {
 		return err == nil, nil
 	})
 }
+
+// environ is the environment of what is run.
+func (r *Rig) environ() []string { return append(os.Environ(), r.Env...) }
 
 // Await asks done every 100 ms until it says so. It ends early when the appliance does.
 func (r *Rig) Await(ctx context.Context, what string, done func() (bool, error)) error {

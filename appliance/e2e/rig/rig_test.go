@@ -118,7 +118,7 @@ while :; do read -r _ < "$3.never"; done`
 				t.Fatal(err)
 			}
 		}
-		p, err := start(r.LogFile(), r.Binary, "serve", "--config", r.config())
+		p, err := start(r.LogFile(), r.environ(), r.Binary, "serve", "--config", r.config())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +143,7 @@ func TestMemoryOfAProcess(t *testing.T) {
 	if _, err := r.Memory(); err == nil {
 		t.Fatal("nobody runs")
 	}
-	p, err := start(r.LogFile(), r.Binary)
+	p, err := start(r.LogFile(), r.environ(), r.Binary)
 	if err != nil {
 		t.Fatal(err)
 	}
