@@ -16,7 +16,7 @@ import (
 
 // notForUs are tests of go-fuse's suite that ask for more than a store promises.
 var notForUs = map[string]string{
-	"FcntlFlockLocksFile": "locks one file through the mount and the source; locks stay in the kernel, go-fuse skips it too",
+	"FcntlFlockLocksFile": "wants a process to be kept out by its own lock, and fails on ext4 as well; TestLocksBetweenProcesses is ours",
 }
 
 func TestPosix(t *testing.T) {
