@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
@@ -53,7 +52,7 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 	if err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
-	v.noteSeal(epoch.Time())
+	v.noteSeal(epoch.Number(), epoch.Time())
 	v.opts.Hook(PointAfterSeal)
 	c := &capture{vm: v, epoch: epoch, complete: map[string]bool{}, unknown: map[string]int64{}}
 	for _, d := range disks {
@@ -64,6 +63,7 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 		v.setUnsettled(epoch) // its manifest may come back: merged back it would be in two epochs
 		return err
 	case err != nil:
+		v.dropSeal(epoch.Number())
 		return errors.Join(err, epoch.MergeBack())
 	}
 	v.opts.Hook(PointAfterManifest)
@@ -192,18 +192,15 @@ func (v *VM) sealRequest(disks []*disk) SealRequest {
 	return req
 }
 
-// noteSeal keeps the time of the newest seal for the status.
-func (v *VM) noteSeal(at time.Time) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.mu.lastSeal = at
-}
-
 // noteSpooled keeps what the newest epoch was.
 func (v *VM) noteSpooled(m *spool.Manifest) {
 	v.mu.Lock()
 	v.mu.newestEpoch = m.Epoch
 	v.mu.openReason = m.OpenReason
+	v.mu.spooledBytes += m.SegmentBytes()
+	if !m.Closed {
+		v.noteOpenLocked(m.Epoch)
+	}
 	v.mu.Unlock()
 	v.notify()
 }

@@ -69,8 +69,10 @@ func (v *VM) sameHost(doc catalog.VMDoc) bool {
 // foundedByUs recognises a vm.json of our own first start, whose answer was lost:
 // the VM id is drawn by this state directory and known nowhere else.
 func (v *VM) foundedByUs(doc catalog.VMDoc) bool {
-	return v.sameHost(doc) && doc.VMID == v.opts.ID && doc.Generation == 1
+	return v.sameHost(doc) && doc.VMID == v.opts.ID && doc.Generation == v.firstGeneration()
 }
+
+func (v *VM) firstGeneration() uint64 { return max(1, v.opts.FirstGeneration) }
 
 // takingOver recognises the generation that our own unfinished takeover wrote.
 func (v *VM) takingOver(doc catalog.VMDoc) bool {
@@ -79,7 +81,7 @@ func (v *VM) takingOver(doc catalog.VMDoc) bool {
 
 // found writes the first vm.json.
 func (v *VM) found(ctx context.Context) error {
-	doc := catalog.VMDoc{Version: catalog.FormatVersion, Name: v.opts.Name, VMID: v.opts.ID, Owner: v.opts.Owner, Generation: 1, Updated: v.opts.Now().UTC()}
+	doc := catalog.VMDoc{Version: catalog.FormatVersion, Name: v.opts.Name, VMID: v.opts.ID, Owner: v.opts.Owner, Generation: v.firstGeneration(), Updated: v.opts.Now().UTC()}
 	if err := v.repeat(ctx, func(ctx context.Context) error { return catalog.CreateVM(ctx, v.target, doc) }); err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
 	default:
 		return nil
 	}
-	if !due {
+	if !due || v.Resting() {
 		return nil
 	}
 	err := v.updateDoc(ctx, func(doc *catalog.VMDoc) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -31,12 +32,15 @@ func (v *VM) pausedByQuota() bool {
 	defer v.mu.Unlock()
 	switch {
 	case free == 0 || free < quota/4:
+		if !v.mu.overQuota {
+			v.mu.restsSince = v.opts.Now()
+		}
 		v.mu.overQuota = true
 		if v.mu.catchUp == "" {
 			v.mu.catchUp = "the spool reached its quota"
 		}
 	case free >= quota/2:
-		v.mu.overQuota = false
+		v.mu.overQuota, v.mu.restsSince = false, time.Time{}
 	}
 	return v.mu.overQuota
 }

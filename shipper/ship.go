@@ -116,16 +116,17 @@ func (v *VM) judgeAgain(m *spool.Manifest) error {
 			continue
 		}
 		m.Closed, m.OpenReason = false, fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name)
-		v.noteOpen(m.OpenReason)
+		v.noteOpen(m.Epoch, m.OpenReason)
 		return v.deps.Spool.Update(m)
 	}
 	return nil
 }
 
-func (v *VM) noteOpen(reason string) {
+func (v *VM) noteOpen(epoch uint64, reason string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mu.openReason = reason
+	v.noteOpenLocked(epoch)
 }
 
 // describeDisks brings the list of disks in vm.json to where an epoch has it: the

@@ -11,9 +11,6 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
-// probeInterval is how often a waiting stage asks whether the target answers again.
-const probeInterval = 5 * time.Second
-
 // Trouble is what keeps a stage from going on.
 type Trouble struct {
 	Stage   string
@@ -32,6 +29,7 @@ type stage struct {
 	every func() time.Duration // nil: only when woken
 	step  func(context.Context) error
 	kick  chan struct{}
+	rests bool // it works at the target, so it stops while the pipeline rests
 
 	mu struct {
 		sync.Mutex // never held over I/O
@@ -40,18 +38,12 @@ type stage struct {
 }
 
 func (v *VM) newStage(name string, every func() time.Duration, step func(context.Context) error) *stage {
-	return &stage{vm: v, name: name, every: every, step: step, kick: make(chan struct{}, 1)}
+	return &stage{vm: v, name: name, every: every, step: step, kick: make(chan struct{}, 1), rests: true}
 }
 
 // wake makes the stage run its step soon; it never blocks.
 func (s *stage) wake() {
-	s.mu.Lock()
-	if s.mu.trouble != nil {
-		t := *s.mu.trouble
-		t.Pending = true
-		s.mu.trouble = &t
-	}
-	s.mu.Unlock()
+	s.asked()
 	select {
 	case s.kick <- struct{}{}:
 	default:
@@ -73,9 +65,12 @@ func (s *stage) run(ctx context.Context) {
 // until repeats the step until it succeeds; false when ctx ended first.
 func (s *stage) until(ctx context.Context) bool {
 	for {
-		err := s.step(ctx)
+		err := s.attempt(ctx)
 		if ctx.Err() != nil {
 			return false
+		}
+		if errors.Is(err, errResting) {
+			continue
 		}
 		if err == nil {
 			s.recovered()
@@ -84,6 +79,45 @@ func (s *stage) until(ctx context.Context) bool {
 		if !s.backOff(ctx, s.failed(err)) {
 			return false
 		}
+	}
+}
+
+// attempt does the step once; a stage that rests waits first. What was wrong before
+// a rest is looked for anew after it.
+func (s *stage) attempt(ctx context.Context) error {
+	if !s.rests {
+		return s.step(ctx)
+	}
+	rested := s.vm.Resting()
+	if rested {
+		s.forgive()
+	}
+	work, leave, err := s.vm.rest.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if rested { // what woke it meanwhile is what it does now
+		select {
+		case <-s.kick:
+		default:
+		}
+	}
+	err = s.step(work)
+	if err != nil && errors.Is(context.Cause(work), errResting) {
+		return errResting
+	}
+	return err
+}
+
+// forgive forgets the trouble, if there is one.
+func (s *stage) forgive() {
+	s.mu.Lock()
+	had := s.mu.trouble != nil
+	s.mu.trouble = nil
+	s.mu.Unlock()
+	if had {
+		s.vm.notify()
 	}
 }
 
@@ -138,53 +172,63 @@ func (s *stage) failed(err error) time.Duration {
 }
 
 // backOff waits for the next try: the schedule, somebody who asks for it, or the
-// target answering a cheap probe again. False when ctx ended.
+// endpoint answering again. False when ctx ended. An operator's help is waited for
+// without a schedule and without probing.
 func (s *stage) backOff(ctx context.Context, wait time.Duration) bool {
-	var due <-chan time.Time
-	var tick <-chan time.Time
-	if wait > 0 {
-		t := time.NewTimer(wait)
-		defer t.Stop()
-		due = t.C
-		probe := time.NewTicker(probeInterval)
-		defer probe.Stop()
-		tick = probe.C
+	if wait == 0 {
+		return s.woken(ctx, nil, nil)
 	}
-	// Only an outage that was seen can end: a target that answers probes while
-	// it refuses the work keeps the schedule.
-	down := unreachable(s.trouble().Err)
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-due:
-			return true
-		case <-s.kick:
-			return true
-		case <-tick:
-			switch up := s.vm.answers(ctx); {
-			case up && down:
-				return true
-			case !up:
-				down = true
-			}
+	due := time.NewTimer(wait)
+	defer due.Stop()
+	asking, stop := context.WithCancel(ctx)
+	back := make(chan struct{})
+	var prober sync.WaitGroup
+	away := unreachable(s.trouble().Err)
+	prober.Go(func() {
+		if s.vm.deps.Probe.Await(asking, away) {
+			close(back)
 		}
+	})
+	defer prober.Wait()
+	defer stop()
+	return s.woken(ctx, due.C, back)
+}
+
+func (s *stage) woken(ctx context.Context, due <-chan time.Time, back <-chan struct{}) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-due:
+	case <-s.kick:
+	case <-back:
+		s.asked() // nobody's patience is tried by an endpoint that is back
+	}
+	return true
+}
+
+// asked marks the trouble as being looked into.
+func (s *stage) asked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.trouble != nil {
+		t := *s.mu.trouble
+		t.Pending = true
+		s.mu.trouble = &t
 	}
 }
 
 // unreachable tells an error without any answer from one that the target gave.
 func unreachable(err error) bool {
 	var e *target.Error
-	return errors.As(err, &e) && e.Status == 0 && e.Outcome == target.Unknown
+	return errors.As(err, &e) && e.Status == 0 && (e.Outcome == target.Unknown || retry.Unanswered(e.Code))
 }
 
-// answers asks the target for something small; an answer of any kind ends a wait.
+// answers asks the target for something small; it answers if it knows or does not
+// know it.
 func (v *VM) answers(ctx context.Context) bool {
-	if v.target == nil {
-		return false // the schedule of the connect stage looks for it
+	t, err := v.deps.Open(ctx)
+	if err == nil {
+		_, err = t.Get(ctx, catalog.VMDocName(v.opts.Name))
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeInterval)
-	defer cancel()
-	_, err := v.target.Get(ctx, catalog.VMDocName(v.opts.Name))
 	return err == nil || errors.Is(err, target.ErrNotFound)
 }

@@ -1,6 +1,7 @@
 package shipper
 
 import (
+	"slices"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
@@ -24,8 +25,14 @@ type Status struct {
 	CatchUp     string // why points are paused, empty if they are not
 	OpenReason  string // why the newest epoch is no point
 	LastCycle   Cycle
-	Troubles    []Trouble
-	Disks       []DiskStatus
+	Cycles      []CycleTime // since the start, oldest first; the newest thousand or so
+	Resting     bool
+	RestsSince  time.Time // since when the quota has kept seals back, zero if it does not
+	// SpooledBytes and SentBytes count what went into the spool and what the target
+	// took of it since the start, as stored: their rates say whether it fills.
+	SpooledBytes, SentBytes int64
+	Troubles                []Trouble
+	Disks                   []DiskStatus
 }
 
 // DiskStatus is one disk of the pipeline.
@@ -37,6 +44,7 @@ type DiskStatus struct {
 	InitialDone, InitialTotal int64
 	Pending                   int64
 	Unknown                   int64 // bytes whose content at the target is unknown
+	Unshipped                 int64 // changed bytes that the target does not hold, in the spool or not
 	Err                       error // the image cannot be read as what it is
 }
 
@@ -45,7 +53,7 @@ func (v *VM) Status() Status {
 	st := v.state.get()
 	s := Status{
 		Generation: st.Generation, LastPoint: st.Recorded, LastPointAt: st.RecordedAt, Applied: st.Applied,
-		Spooled: v.deps.Spool.Bytes(), Quota: v.opts.Quota(), Troubles: v.Troubles(),
+		Spooled: v.deps.Spool.Bytes(), Quota: v.opts.Quota(), Troubles: v.Troubles(), Resting: v.Resting(),
 	}
 	select {
 	case <-v.connected:
@@ -54,12 +62,15 @@ func (v *VM) Status() Status {
 	}
 	for _, d := range v.disks() {
 		ds := d.status()
+		ds.Unshipped = ds.Pending + v.unshippedOf(ds.ID)
 		s.Pending += ds.Pending
 		s.Disks = append(s.Disks, ds)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s.LastSeal, s.OverQuota, s.CatchUp, s.OpenReason, s.LastCycle = v.mu.lastSeal, v.mu.overQuota, v.mu.catchUp, v.mu.openReason, v.mu.lastCycle
+	s.Cycles, s.RestsSince = slices.Clone(v.mu.cycles), v.mu.restsSince
+	s.SpooledBytes, s.SentBytes = v.mu.spooledBytes, v.mu.sentBytes
 	for _, r := range v.mu.records {
 		if st.Applied.Less(r.ID()) {
 			for _, seg := range r.Segments {
@@ -95,13 +106,6 @@ func (v *VM) Troubles() []Trouble {
 		}
 	}
 	return all
-}
-
-// noteShipped keeps what the newest cycle was.
-func (v *VM) noteShipped(c Cycle) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.mu.lastCycle = c
 }
 
 // diskByID is nil for a disk that is not in the pipeline.

@@ -40,6 +40,10 @@ type Options struct {
 	Now      func() time.Time
 	Hook     func(point string) // failpoints, nil in production
 	Log      *slog.Logger
+	Resting  bool // begin at rest: nothing goes to the target before GoOn
+	// FirstGeneration is what a VM that is new at the target begins with, so that no
+	// name of an earlier life there is used again; 0 is 1.
+	FirstGeneration uint64
 }
 
 // Live is what may change while the pipeline runs. Zero values are the defaults.
@@ -61,6 +65,7 @@ type Deps struct {
 	Docs    Documents
 	Buffers *Buffers     // shared by all VMs: the one budget for bytes in flight
 	Pacer   *retry.Pacer // shared by all VMs: one account
+	Probe   *retry.Probe // of the target's endpoint, shared by all VMs; nil: one of our own
 	// Limit waits until n more bytes may be sent (bandwidth rules); nil: no limit.
 	Limit func(ctx context.Context, n int) error
 }
@@ -72,6 +77,7 @@ type VM struct {
 	deps  Deps
 	state *document[vmRecord]
 
+	rest   *rest
 	target target.Target // set by the connect stage before connected is closed
 
 	connect, capture, ship, apply, initial, prune *stage
@@ -111,7 +117,11 @@ type VM struct {
 		lastSeal     time.Time
 		newestEpoch  uint64 // newest epoch that has a manifest
 		lastCycle    Cycle
-		unchanged    time.Time // when unchanged_until was last written
+		cycles       []CycleTime // oldest first
+		restsSince   time.Time   // since when overQuota is set
+		spooledBytes int64       // into the spool since the start, as stored
+		sentBytes    int64       // of it, what the target took
+		unchanged    time.Time   // when unchanged_until was last written
 		stopShipping context.CancelCauseFunc
 		changed      chan struct{}
 	}
@@ -136,12 +146,16 @@ func New(deps Deps, opts Options) (*VM, error) {
 	if v := state.get().Version; v > stateVersion {
 		return nil, fmt.Errorf("vm %s: pipeline state has version %d, this binary knows %d: install the newer one: %w", opts.Name, v, stateVersion, ErrVersion)
 	}
-	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{})}
+	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{}), rest: newRest(opts.Resting)}
+	if deps.Probe == nil {
+		v.deps.Probe = retry.NewProbe(v.answers, 0, 0)
+	}
 	v.mu.disks = map[string]*disk{}
 	v.mu.changed = make(chan struct{})
 	v.connect = v.newStage("connect", nil, v.connectStep)
 	interval := func() time.Duration { return v.live().Interval }
 	v.capture = v.newStage("capture", interval, v.captureStep)
+	v.capture.rests = false
 	v.ship = v.newStage("ship", interval, v.shipStep)
 	v.apply = v.newStage("apply", func() time.Duration { return v.live().ApplyInterval }, v.applyStep)
 	v.initial = v.newStage("initial", interval, v.initialStep)
@@ -343,7 +357,9 @@ func (v *VM) disksIn(stage Stage) []*disk {
 // Run redoes what a crash left half done and runs the stages until ctx ends.
 // No goroutine outlives it.
 func (v *VM) Run(ctx context.Context) error {
-	if !v.newStage("redo", nil, func(context.Context) error { return v.Redo() }).until(ctx) {
+	redo := v.newStage("redo", nil, func(context.Context) error { return v.Redo() })
+	redo.rests = false
+	if !redo.until(ctx) {
 		return nil
 	}
 	v.notify()

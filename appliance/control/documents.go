@@ -67,6 +67,7 @@ type VM struct {
 type Reason struct {
 	Code     string    `json:"code"`
 	Severity Severity  `json:"severity"`
+	Cause    string    `json:"cause,omitempty"` // code of the error behind it
 	Message  string    `json:"message"`
 	Action   string    `json:"action"`
 	Since    time.Time `json:"since"`

@@ -58,7 +58,7 @@ func Describe(err error) (class Class, code, cause, action string) {
 		v.action = a.ErrorAction()
 	}
 	if v.action == "" {
-		v.action = defaultAction(v.class)
+		v.action = DefaultAction(v.class)
 	}
 	return v.class, v.code, err.Error(), v.action
 }
@@ -77,7 +77,8 @@ func answer[T any](err error) (T, bool) {
 	return t, ok
 }
 
-func defaultAction(c Class) string {
+// DefaultAction is the next action where nobody knows a better one.
+func DefaultAction(c Class) string {
 	switch c {
 	case Recoverable:
 		return "nothing to do: it is tried again"
@@ -91,7 +92,7 @@ func defaultAction(c Class) string {
 // The order matters: the specific types wrap the general ones.
 func judge(err error) verdict {
 	if errors.Is(err, context.Canceled) {
-		return verdict{Recoverable, "cancelled", "nothing to do: the work was stopped on request"}
+		return general["cancelled"]
 	}
 	if v, ok := judgeTLS(err); ok {
 		return v
@@ -108,15 +109,14 @@ func judge(err error) verdict {
 }
 
 func judgeTLS(err error) (verdict, bool) {
-	const action = "check target.url, target.ca_file and the clock"
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return verdict{NonRecoverable, "tls-certificate", action}, true
+		return general["tls-certificate"], true
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return verdict{NonRecoverable, "tls-certificate", action}, true
+		return general["tls-certificate"], true
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return verdict{NonRecoverable, "tls-protocol", "check target.url: the other side does not speak TLS"}, true
+		return general["tls-protocol"], true
 	}
 	return verdict{}, false
 }
@@ -125,33 +125,55 @@ func judgeTLS(err error) (verdict, bool) {
 // so during outages as well; the code tells the two apart.
 func judgeDNS(err *net.DNSError) verdict {
 	if err.IsNotFound {
-		return verdict{Recoverable, "dns-no-such-host", "check the host name in target.url; it is tried again"}
+		return general["dns-no-such-host"]
 	}
-	return verdict{Recoverable, "dns", "check the name servers of this host; it is tried again"}
+	return general["dns"]
 }
 
 func judgeGeneral(err error) verdict {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
-		return verdict{Recoverable, "timeout", ""}
+		return general["timeout"]
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed):
-		return verdict{Recoverable, "connection-closed", ""}
+		return general["connection-closed"]
 	case errors.Is(err, iofs.ErrClosed):
-		return verdict{Bug, "file-closed", ""}
+		return general["file-closed"]
 	case errors.Is(err, iofs.ErrPermission):
 		return errnos[syscall.EACCES]
 	case errors.Is(err, iofs.ErrNotExist):
 		return errnos[syscall.ENOENT]
 	}
 	if _, ok := errors.AsType[*net.OpError](err); ok {
-		return verdict{Recoverable, "network", ""}
+		return general["network"]
 	}
-	return verdict{Recoverable, CodeUnclassified, ""}
+	return general[CodeUnclassified]
 }
 
 func isTimeout(err error) bool {
 	n, ok := errors.AsType[net.Error](err)
 	return ok && n.Timeout()
+}
+
+// general are the verdicts on errors that are no errno, by code.
+var general = byCode(
+	verdict{Recoverable, "cancelled", "nothing to do: the work was stopped on request"},
+	verdict{NonRecoverable, "tls-certificate", "check target.url, target.ca_file and the clock"},
+	verdict{NonRecoverable, "tls-protocol", "check target.url: the other side does not speak TLS"},
+	verdict{Recoverable, "dns-no-such-host", "check the host name in target.url; it is tried again"},
+	verdict{Recoverable, "dns", "check the name servers of this host; it is tried again"},
+	verdict{Recoverable, "timeout", ""},
+	verdict{Recoverable, "connection-closed", ""},
+	verdict{Bug, "file-closed", ""},
+	verdict{Recoverable, "network", ""},
+	verdict{Recoverable, CodeUnclassified, ""},
+)
+
+func byCode(list ...verdict) map[string]verdict {
+	m := map[string]verdict{}
+	for _, v := range list {
+		m[v.code] = v
+	}
+	return m
 }
 
 var errnos = map[syscall.Errno]verdict{

@@ -1,0 +1,59 @@
+package shipper
+
+import (
+	"slices"
+	"time"
+)
+
+// CycleTime is one cycle of replication: an epoch from its seal to its point.
+type CycleTime struct {
+	Epoch     uint64
+	SealedAt  time.Time
+	DurableAt time.Time // zero: it is no point, or none yet
+	Open      bool      // it never will be
+}
+
+// maxCycles bounds what is remembered: an hour at the shortest interval, twice.
+const maxCycles = 1440
+
+// noteSeal remembers the newest seal.
+func (v *VM) noteSeal(epoch uint64, at time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.lastSeal = at
+	if n := len(v.mu.cycles); n >= maxCycles {
+		v.mu.cycles = slices.Clone(v.mu.cycles[n-maxCycles/2:])
+	}
+	v.mu.cycles = append(v.mu.cycles, CycleTime{Epoch: epoch, SealedAt: at})
+}
+
+// dropSeal forgets the cycle of an epoch that was merged back before it was spooled.
+func (v *VM) dropSeal(epoch uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.cycles = slices.DeleteFunc(v.mu.cycles, func(c CycleTime) bool { return c.Epoch == epoch })
+}
+
+// noteOpenLocked says of a cycle that it makes no point.
+func (v *VM) noteOpenLocked(epoch uint64) {
+	for i := range v.mu.cycles {
+		if v.mu.cycles[i].Epoch == epoch {
+			v.mu.cycles[i].Open = true
+		}
+	}
+}
+
+// noteShipped keeps what the newest cycle was, and when it became durable.
+func (v *VM) noteShipped(c Cycle) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.lastCycle = c
+	v.mu.sentBytes += c.StoredBytes
+	if c.RecordedAfter == 0 {
+		return
+	}
+	i := slices.IndexFunc(v.mu.cycles, func(have CycleTime) bool { return have.Epoch == c.Epoch })
+	if i >= 0 {
+		v.mu.cycles[i].DurableAt = c.SealedAt.Add(c.RecordedAfter)
+	}
+}
