@@ -18,6 +18,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/kv/badgerkv"
 	"github.com/vhdrelay/vhdrelay/shipper"
@@ -47,6 +48,7 @@ type Appliance struct {
 	buffers   *shipper.Buffers
 	pacer     *retry.Pacer
 	bandwidth bandwidth
+	probe     *retry.Probe
 	stores    []*store
 
 	opened struct {
@@ -56,8 +58,11 @@ type Appliance struct {
 	mu struct {
 		sync.Mutex // held over the local I/O of making a machine
 		machines   map[string]*machine
-		start      func(*machine) // runs a machine that came after the start; nil before it
-		stopping   bool           // no machine starts any more
+		lives      map[string]*lifecycle.Life  // of every VM that was ever seen
+		leaving    map[string]*leaving         // what is being unprotected
+		start      func(*machine)              // runs a machine that came after the start; nil before it
+		spawn      func(func(context.Context)) // runs what else must end with the appliance; nil before its start
+		stopping   bool                        // no machine starts any more
 	}
 }
 
@@ -83,7 +88,8 @@ func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
 	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
 	a.bandwidth.rule = func() int64 { return a.config().BandwidthAt(a.now()) }
 	a.conf.Store(conf)
-	a.mu.machines = map[string]*machine{}
+	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
+	a.probe = retry.NewProbe(a.answers, 0, 0)
 	if a.hook == nil {
 		a.hook = func(string) {}
 	}
@@ -173,6 +179,9 @@ func (a *Appliance) openState() (func() error, error) {
 // attachAll finds every image, before anybody can write to one. A store and a
 // state directory that were not served together last distrust each other.
 func (a *Appliance) attachAll() error {
+	if err := a.openLives(); err != nil {
+		return err
+	}
 	_, current, _ := a.journal.Session()
 	for _, s := range a.stores {
 		if err := a.attachStore(s, current); err != nil {
@@ -251,6 +260,7 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	}
 	g.Go(func() error { return control.Serve(ctx, a.listener, a, a.log) })
 	g.Go(func() error { return a.beat(ctx) })
+	a.resumeLeaving()
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.watchSecret(ctx) })
 	go notify.Watchdog(ctx, a.alive, nil) // not waited for: it may hang with a mount, which is what it is for
@@ -274,6 +284,7 @@ func (a *Appliance) startMachines(ctx context.Context, g *errgroup.Group) {
 		start(m)
 	}
 	a.mu.start = start
+	a.mu.spawn = func(work func(context.Context)) { g.Go(func() error { work(ctx); return nil }) }
 }
 
 // shutDown stops in order: the mounts go, so that nothing changes any more; what

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
@@ -26,10 +27,13 @@ func (a *Appliance) find(vm string) (*machine, error) {
 func (a *Appliance) Sync(ctx context.Context, vm string, wait bool, progress func(control.Progress)) (control.SyncResult, error) {
 	m, err := a.find(vm)
 	if err != nil {
-		return control.SyncResult{}, err
+		return control.SyncResult{}, a.unlessUnprotected(vm, lifecycle.Sync, err)
 	}
 	if !slices.ContainsFunc(m.pipelineStatus().Disks, protectable) {
 		return control.SyncResult{}, control.Refused("nothing-to-protect", "put a fixed VHD or a raw image into it", "VM %s has no disk that can be protected", vm)
+	}
+	if err := m.permits(lifecycle.Sync); err != nil {
+		return control.SyncResult{}, err
 	}
 	show := func(p shipper.Progress) {
 		if progress != nil {
@@ -80,6 +84,9 @@ func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != s
 func (a *Appliance) Resync(ctx context.Context, vm, disk string, opts control.ResyncOptions, progress func(control.Progress)) (control.Resync, error) {
 	m, err := a.find(vm)
 	if err != nil {
+		return control.Resync{}, err
+	}
+	if err := m.permits(lifecycle.Resync); err != nil {
 		return control.Resync{}, err
 	}
 	if opts.Deep || opts.Cancel {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 )
 
 // mountState puts the state directory on a file system of its own.
@@ -70,7 +71,7 @@ func TestI9_StateDirectoryFull(t *testing.T) {
 	want := map[string][]byte{"os.img": content}
 	want["new.img"], err = os.ReadFile(filepath.Join(r.source, "web/new.img"))
 	r.must(err)
-	r.await("web", "both disks", func(v control.VM) bool { return len(v.Disks) == 2 && v.State == StateReplicating })
+	r.await("web", "both disks", func(v control.VM) bool { return len(v.Disks) == 2 && v.State == string(lifecycle.Replicating) })
 	r.equals("web", r.sync("web"), want)
 }
 
@@ -94,7 +95,7 @@ func TestLostTable(t *testing.T) {
 	r.change("web/os.img", 0, []byte("changed"))
 	copy(content, "changed")
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
-	r.await("web", "replicating", func(v control.VM) bool { return v.State == StateReplicating })
+	r.await("web", "replicating", func(v control.VM) bool { return v.State == string(lifecycle.Replicating) })
 }
 
 // A VM for which nothing can be made is served all the same, marked, and says so;
@@ -114,7 +115,7 @@ func TestI9_UnusableSpool(t *testing.T) {
 	}
 	r.start()
 	v := r.vm("web")
-	if v.State != StateError || v.Health != control.HealthCritical || !hasReason("image-untracked")(v) || v.Reasons[0].Action == "" || v.Reasons[0].Since.IsZero() {
+	if v.State != string(lifecycle.Error) || v.Health != control.HealthCritical || !hasReason("image-untracked")(v) || v.Reasons[0].Action == "" || v.Reasons[0].Since.IsZero() {
 		t.Errorf("%+v", v)
 	}
 	r.change("web/os.img", mib, []byte("untracked"))

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
@@ -29,7 +30,13 @@ type machine struct {
 	spool    *spool.Spool
 	pipeline *shipper.VM
 	resync   *resyncer
+	life     *lifecycle.Life
+	trend    trend
 	seen     reasonTimes
+
+	quit    context.Context // ends when the VM is unprotected
+	leave   context.CancelFunc
+	stopped chan struct{} // closed when run has ended
 }
 
 // machine finds or makes the VM of that name. Two stores may not have one name:
@@ -58,8 +65,12 @@ func (a *Appliance) machine(s *store, name string) (*machine, error) {
 }
 
 func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
-	m := &machine{name: name, app: a, store: s}
+	m := &machine{name: name, app: a, store: s, stopped: make(chan struct{})}
+	m.quit, m.leave = context.WithCancel(context.Background())
 	var err error
+	if m.life, err = a.lifeLocked(name); err != nil {
+		return nil, err
+	}
 	if m.log, err = a.journal.VM(name); err != nil {
 		return nil, err
 	}
@@ -68,7 +79,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait,
+		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -79,7 +90,9 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 }
 
 func (m *machine) options() shipper.Options {
+	rec := m.life.Record()
 	return shipper.Options{
+		Resting: rec.State == lifecycle.Paused, FirstGeneration: rec.Generation + 1,
 		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
 		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
 	}
@@ -118,13 +131,29 @@ func (m *machine) virtualSize() int64 {
 	return size
 }
 
-// run drives the pipeline and the comparisons until ctx ends.
+// run drives the pipeline and the comparisons until ctx ends or the VM leaves.
 func (m *machine) run(ctx context.Context) error {
+	defer close(m.stopped)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(m.quit, cancel)()
 	var wg sync.WaitGroup
+	wg.Go(func() { m.watchLife(ctx) })
 	wg.Go(func() { m.resync.run(ctx) })
 	err := m.pipeline.Run(ctx)
 	wg.Wait()
 	return err
+}
+
+// stop ends run for good and returns when it has ended.
+func (m *machine) stop(ctx context.Context) error {
+	m.leave()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.stopped:
+		return nil
+	}
 }
 
 // comparison wires one disk's suspect part to its table.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 )
 
 // Images come and go through the mount while their VM is replicated: the tracker
@@ -121,7 +122,7 @@ func TestRenamedToNoImageAndBack(t *testing.T) {
 	r.sync("web")
 	r.rename("web/os.img", "web/os.bak")
 	v := r.vm("web")
-	if len(v.Disks) != 0 || v.State != StateDisabled || v.Health != control.HealthWarning || !hasReason("no-disks")(v) {
+	if len(v.Disks) != 0 || v.State != string(lifecycle.Disabled) || v.Health != control.HealthWarning || !hasReason("no-disks")(v) {
 		t.Errorf("without a disk: %+v", v)
 	}
 	var e *control.Error
@@ -183,7 +184,7 @@ func TestUnprotectedFormats(t *testing.T) {
 	r.write("web/dynamic.vhdx", append([]byte("vhdxfile"), make([]byte, 4096)...))
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
 	v := r.vm("web")
-	if !hasReason("unprotected-format")(v) || v.Health != control.HealthWarning || v.State != StateReplicating {
+	if !hasReason("unprotected-format")(v) || v.Health != control.HealthWarning || v.State != string(lifecycle.Replicating) {
 		t.Errorf("%+v", v)
 	}
 	r.must(os.Remove(filepath.Join(r.mount, "web/dynamic.vhdx")))
@@ -195,7 +196,7 @@ func TestUnprotectedFormats(t *testing.T) {
 	r.write("only/disk.vmdk", []byte("KDMV"))
 	r.write("only/dynamic.vhdx", []byte("vhdxfile"))
 	r.app.survey()
-	if v := r.vm("only"); v.State != StateDisabled || !hasReason("unprotected-format")(v) {
+	if v := r.vm("only"); v.State != string(lifecycle.Disabled) || !hasReason("unprotected-format")(v) {
 		t.Errorf("%+v", v)
 	}
 }

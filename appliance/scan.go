@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
 	"github.com/vhdrelay/vhdrelay/fs"
 	"github.com/vhdrelay/vhdrelay/fs/image"
 )
@@ -100,14 +101,13 @@ func (s *store) enter(full, rel string, d iofs.DirEntry, dev *uint64) error {
 
 // reason is what the status says of an image without a tracker.
 func (n note) reason() control.Reason {
+	const action = "mend the cause, then restart vhdrelay: the image is compared whole"
+	r := critical(health.ImageUntracked, action, "%s is served untracked: %v", n.path, n.cause)
 	if n.refused {
-		return control.Reason{Code: "image-refused", Severity: control.SeverityCritical, Since: n.since,
-			Message: fmt.Sprintf("%s can be neither tracked nor marked; writes to it fail: %v", n.path, n.cause),
-			Action:  "mend the cause, then restart vhdrelay: the image is compared whole"}
+		r = critical(health.ImageRefused, action, "%s can be neither tracked nor marked; writes to it fail: %v", n.path, n.cause)
 	}
-	return control.Reason{Code: "image-untracked", Severity: control.SeverityCritical, Since: n.since,
-		Message: fmt.Sprintf("%s is served untracked: %v", n.path, n.cause),
-		Action:  "mend the cause, then restart vhdrelay: the image is compared whole"}
+	r.Since = n.since
+	return r
 }
 
 // untrackedOf lists the VM's images that are served without a tracker.

@@ -13,7 +13,9 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/fs"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
 
 // What a guest wrote comes out of the target again, and a clean stop leaves nothing
@@ -33,7 +35,7 @@ func TestReplicateStopAndGoOn(t *testing.T) {
 	copy(one[mib:], change)
 	point := r.sync("web")
 	r.equals("web", point, map[string][]byte{"os.img": one, "data.vhd": two})
-	v := r.await("web", "replicating", func(v control.VM) bool { return v.State == StateReplicating })
+	v := r.await("web", "replicating", func(v control.VM) bool { return v.State == string(lifecycle.Replicating) })
 	if v.Health != control.HealthNormal || len(v.Reasons) > 0 || v.LastPoint == nil || v.StateSince.IsZero() {
 		t.Errorf("status after %s: %+v", point, v)
 	}
@@ -308,7 +310,9 @@ func TestEmptyTargetLaterIsNoTarget(t *testing.T) {
 	r.must(os.Rename(r.store, r.store+"-away"))
 	r.must(os.Mkdir(r.store, 0o700))
 	r.start()
-	r.await("web", "an error", func(v control.VM) bool { return v.State == StateError && v.Health == control.HealthCritical })
+	r.await("web", "an error", func(v control.VM) bool {
+		return v.State == string(lifecycle.Error) && v.Health == control.HealthCritical
+	})
 	if left, err := os.ReadDir(r.store); err != nil || len(left) > 0 {
 		t.Errorf("%v was made in the empty directory, %v", left, err)
 	}
@@ -331,7 +335,9 @@ func TestRevertedStore(t *testing.T) {
 	} {
 		r.must(change())
 		r.start()
-		r.await("web", "a comparison", func(v control.VM) bool { return v.Recovery.ComparedBytes >= 2*mib && v.State == StateReplicating })
+		r.await("web", "a comparison", func(v control.VM) bool {
+			return v.Recovery.ComparedBytes >= 2*mib && v.State == string(lifecycle.Replicating)
+		})
 		r.stop()
 	}
 	r.start()
@@ -341,7 +347,7 @@ func TestRevertedStore(t *testing.T) {
 }
 
 func TestStatusOfNobody(t *testing.T) {
-	a := &Appliance{}
+	a := &Appliance{pacer: retry.NewPacer()}
 	if _, err := a.Status(context.Background(), "nobody"); !errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
 		t.Errorf("%v", err)
 	}
@@ -371,7 +377,7 @@ func TestAttachWhileStopping(t *testing.T) {
 		t.Error("a VM was made while stopping")
 	}
 	v := r.vm("late")
-	if v.State != StateError || v.Health != control.HealthCritical || !hasReason("image-untracked")(v) {
+	if v.State != string(lifecycle.Error) || v.Health != control.HealthCritical || !hasReason("image-untracked")(v) {
 		t.Errorf("%+v", v)
 	}
 }

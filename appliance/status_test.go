@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
@@ -46,25 +48,28 @@ func TestStateOf(t *testing.T) {
 		p    shipper.Status
 		r    control.Resync
 		m    mark
-		want string
+		want lifecycle.State
 	}{
-		"no disk":                       {shipper.Status{}, idle, mark{}, StateDisabled},
-		"nothing that can be protected": {shipper.Status{Disks: []shipper.DiskStatus{foreignDisk}}, idle, mark{}, StateDisabled},
-		"not begun":                     {shipper.Status{Disks: disksIn(w, w)}, idle, mark{}, StateWaiting},
-		"being written":                 {shipper.Status{Disks: []shipper.DiskStatus{emptyDisk}}, idle, mark{}, StateWaiting},
-		"first disk":                    {shipper.Status{Disks: disksIn(i, w)}, idle, mark{}, StateInitial},
-		"one to go":                     {shipper.Status{Disks: disksIn(c, w)}, idle, mark{}, StateInitial},
-		"all":                           {shipper.Status{Disks: disksIn(c, c)}, idle, mark{}, StateReplicating},
-		"all but a foreign one":         {shipper.Status{Disks: append(disksIn(c), foreignDisk)}, idle, mark{}, StateReplicating},
-		"after a crash":                 {shipper.Status{Disks: disksIn(c)}, running, mark{}, StateReplicating},
-		"an outage":                     {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{passing}}, idle, mark{}, StateReplicating},
-		"for an operator":               {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{passing, forOperator}}, idle, mark{}, StateError},
-		"an operator asked":             {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{asked}}, idle, mark{}, StateReplicating},
-		"over quota":                    {shipper.Status{Disks: disksIn(c), CatchUp: "quota", OverQuota: true}, idle, mark{}, StateResyncRequired},
-		"catching up":                   {shipper.Status{Disks: disksIn(c), CatchUp: "quota"}, idle, mark{}, StateResynchronizing},
-		"replaced":                      {shipper.Status{Disks: disksIn(c)}, idle, whole, StateResyncRequired},
-		"replaced and compared":         {shipper.Status{Disks: disksIn(c)}, running, whole, StateResynchronizing},
-		"replaced in initial":           {shipper.Status{Disks: disksIn(i)}, idle, whole, StateInitial},
+		"no disk":                       {shipper.Status{}, idle, mark{}, lifecycle.Disabled},
+		"nothing that can be protected": {shipper.Status{Disks: []shipper.DiskStatus{foreignDisk}}, idle, mark{}, lifecycle.Disabled},
+		"not taken in":                  {shipper.Status{Disks: disksIn(w, w)}, idle, mark{}, lifecycle.Ready},
+		"not begun":                     {shipper.Status{Generation: 1, Disks: disksIn(w, w)}, idle, mark{}, lifecycle.Waiting},
+		"being written":                 {shipper.Status{Generation: 1, Disks: []shipper.DiskStatus{emptyDisk}}, idle, mark{}, lifecycle.Waiting},
+		"first disk":                    {shipper.Status{Disks: disksIn(i, w)}, idle, mark{}, lifecycle.Initial},
+		"one to go":                     {shipper.Status{Disks: disksIn(c, w)}, idle, mark{}, lifecycle.Initial},
+		"all":                           {shipper.Status{Disks: disksIn(c, c)}, idle, mark{}, lifecycle.Replicating},
+		"all but a foreign one":         {shipper.Status{Disks: append(disksIn(c), foreignDisk)}, idle, mark{}, lifecycle.Replicating},
+		"after a crash":                 {shipper.Status{Disks: disksIn(c)}, running, mark{}, lifecycle.Replicating},
+		"an outage":                     {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{passing}}, idle, mark{}, lifecycle.Replicating},
+		"for an operator":               {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{passing, forOperator}}, idle, mark{}, lifecycle.Error},
+		"an operator asked":             {shipper.Status{Disks: disksIn(c), Troubles: []shipper.Trouble{asked}}, idle, mark{}, lifecycle.Replicating},
+		"over quota":                    {shipper.Status{Disks: disksIn(c), CatchUp: "quota", OverQuota: true}, idle, mark{}, lifecycle.ResynchronizationRequired},
+		"catching up":                   {shipper.Status{Disks: disksIn(c), CatchUp: "quota"}, idle, mark{}, lifecycle.Resynchronizing},
+		"replaced":                      {shipper.Status{Disks: disksIn(c)}, idle, whole, lifecycle.ResynchronizationRequired},
+		"replaced and compared":         {shipper.Status{Disks: disksIn(c)}, running, whole, lifecycle.Resynchronizing},
+		"resting over quota":            {shipper.Status{Disks: disksIn(c), CatchUp: "half", Resting: true}, idle, mark{}, lifecycle.ResynchronizationRequired},
+		"comparison paused":             {shipper.Status{Disks: disksIn(c)}, control.Resync{State: control.ResyncPaused}, whole, lifecycle.ResynchronizationPaused},
+		"replaced in initial":           {shipper.Status{Disks: disksIn(i)}, idle, whole, lifecycle.Initial},
 	} {
 		if got := stateOf(x.p, x.r, x.m); got != x.want {
 			t.Errorf("%s: %s, want %s", name, got, x.want)
@@ -72,80 +77,20 @@ func TestStateOf(t *testing.T) {
 	}
 }
 
-func TestReasonsOf(t *testing.T) {
-	complete := disksIn(shipper.StageComplete)
-	point := catalog.PointID{Generation: 1, Epoch: 3}
-	old := shipper.Status{Disks: complete, LastPoint: point, LastPointAt: noon.Add(-61 * time.Minute), Pending: 1, Quota: 100}
-	fresh := old
-	fresh.LastPointAt = noon.Add(-time.Minute)
-	idle := old
-	idle.Pending = 0
-	full := fresh
-	full.Spooled = 51
-	for name, x := range map[string]struct {
-		f    facts
-		want []string
-	}{
-		"nothing":             {facts{pipeline: fresh}, nil},
-		"idle for long":       {facts{pipeline: idle}, nil},
-		"no point for long":   {facts{pipeline: old}, []string{"warning rpo-exceeded"}},
-		"a long interval":     {facts{pipeline: old, interval: 20 * time.Minute}, nil},
-		"half the spool":      {facts{pipeline: full}, []string{"warning spool-over-half"}},
-		"no disks":            {facts{}, []string{"warning no-disks"}},
-		"initial":             {facts{pipeline: shipper.Status{Disks: disksIn(shipper.StageInitial)}}, []string{"warning initial-replication"}},
-		"being written":       {facts{pipeline: shipper.Status{Disks: []shipper.DiskStatus{emptyDisk}}}, []string{"warning initial-replication"}},
-		"a broken image":      {facts{pipeline: shipper.Status{Disks: []shipper.DiskStatus{brokenDisk}}}, []string{"critical bad-image", "warning initial-replication"}},
-		"a foreign image":     {facts{pipeline: shipper.Status{Disks: append(complete, foreignDisk)}}, []string{"warning unprotected-format"}},
-		"a foreign file":      {facts{pipeline: fresh, unsupported: []string{"web/x.qcow2"}}, []string{"warning unprotected-format"}},
-		"journal":             {facts{pipeline: fresh, journal: syscall.ENOSPC}, []string{"warning journal-failing"}},
-		"a failed comparison": {facts{pipeline: fresh, comparison: syscall.EIO}, []string{"warning comparison-failed"}},
-		"overflow":            {facts{pipeline: shipper.Status{Disks: complete, CatchUp: "quota"}}, []string{"critical resynchronization-required"}},
-		"replaced":            {facts{pipeline: fresh, mark: mark{"d", "replaced"}}, []string{"critical resynchronization-required"}},
-		"being compared": {facts{pipeline: fresh, mark: mark{"d", "replaced"}, resync: control.Resync{State: control.ResyncRunning}},
-			[]string{"warning resynchronizing"}},
-		"troubles, the worst first": {facts{pipeline: shipper.Status{Disks: complete, Troubles: []shipper.Trouble{passing, forOperator}}},
-			[]string{"critical permission", "warning connection-refused"}},
-		"untracked": {facts{pipeline: full, untracked: []control.Reason{note{path: "web/x.img", cause: syscall.EIO}.reason()}},
-			[]string{"critical image-untracked", "warning spool-over-half"}},
-		"refused": {facts{pipeline: fresh, untracked: []control.Reason{note{path: "web/x.img", refused: true}.reason()}}, []string{"critical image-refused"}},
-	} {
-		x.f.vm, x.f.now = "web", noon
-		var got []string
-		for _, r := range reasonsOf(x.f) {
-			got = append(got, string(r.Severity)+" "+r.Code)
-			if r.Message == "" || r.Action == "" {
-				t.Errorf("%s: %+v says too little", name, r)
-			}
-		}
-		if !slices.Equal(got, x.want) {
-			t.Errorf("%s: %q, want %q", name, got, x.want)
-		}
+// Every cause of the composed facts ends in its reason.
+func TestReasonsOfComposedFacts(t *testing.T) {
+	full := shipper.Status{Disks: disksIn(shipper.StageComplete), Quota: 100, Spooled: 51, Troubles: []shipper.Trouble{passing, forOperator}}
+	full.Disks = append(full.Disks, foreignDisk, emptyDisk)
+	f := health.Facts{VM: "web", Now: noon, Troubles: troublesOf(full), Disks: disksOf(full), Spooled: full.Spooled, Quota: full.Quota,
+		Store: []control.Reason{note{path: "web/x.img", cause: syscall.EIO}.reason(), note{path: "web/y.img", refused: true}.reason()}}
+	var got []string
+	for _, r := range health.Judge(f) {
+		got = append(got, string(r.Severity)+" "+r.Code+" "+r.Cause)
 	}
-}
-
-func TestTroubleReason(t *testing.T) {
-	r := troubleReason(passing)
-	want := "ship: connection refused (recoverable; next try 2026-05-04T12:01:00Z)"
-	if r.Message != want || r.Severity != control.SeverityWarning || !r.Since.Equal(passing.Since) || r.Action == "" {
-		t.Errorf("%+v", r)
-	}
-	if r := troubleReason(forOperator); r.Severity != control.SeverityCritical || r.Code != "permission" {
-		t.Errorf("%+v", r)
-	}
-}
-
-func TestHealthOf(t *testing.T) {
-	w, c := warning("a", "b", "c"), critical("a", "b", "c")
-	for _, x := range []struct {
-		reasons []control.Reason
-		want    control.Health
-	}{
-		{nil, control.HealthNormal}, {[]control.Reason{w}, control.HealthWarning}, {[]control.Reason{c}, control.HealthCritical},
-		{[]control.Reason{w, c}, control.HealthCritical}, {[]control.Reason{c, w}, control.HealthCritical},
-	} {
-		if got := healthOf(x.reasons); got != x.want {
-			t.Errorf("%v: %s, want %s", x.reasons, got, x.want)
-		}
+	want := []string{"critical image-untracked ", "critical image-refused ", "critical cannot-send permission", "warning retrying connection-refused",
+		"warning initial-replication ", "warning unprotected-format ", "warning spool-over-half "}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
@@ -157,24 +102,16 @@ func TestReasonTimes(t *testing.T) {
 		return times.date(reasons, noon.Add(time.Duration(minute)*time.Minute))
 	}
 	since := func(r []control.Reason, i int) int { return int(r[i].Since.Sub(noon).Minutes()) }
-	own := warning("own", "", "")
+	warning := func(code string) control.Reason { return control.Reason{Code: code} }
+	own := warning("own")
 	own.Since = noon.Add(-time.Hour)
-	at(0, warning("a", "", ""))
-	if r := at(1, warning("a", "", ""), warning("b", "", ""), own); since(r, 0) != 0 || since(r, 1) != 1 || since(r, 2) != -60 {
+	at(0, warning("a"))
+	if r := at(1, warning("a"), warning("b"), own); since(r, 0) != 0 || since(r, 1) != 1 || since(r, 2) != -60 {
 		t.Errorf("%v", r)
 	}
-	at(2, warning("b", "", ""))
-	if r := at(3, warning("a", "", ""), warning("b", "", "")); since(r, 0) != 3 || since(r, 1) != 1 {
+	at(2, warning("b"))
+	if r := at(3, warning("a"), warning("b")); since(r, 0) != 3 || since(r, 1) != 1 {
 		t.Errorf("%v", r)
-	}
-	if got := times.of("x", noon); !got.Equal(noon) {
-		t.Errorf("%v", got)
-	}
-	if got := times.of("x", noon.Add(time.Hour)); !got.Equal(noon) {
-		t.Errorf("the state has been x since %v", got)
-	}
-	if got := times.of("y", noon.Add(time.Hour)); !got.Equal(noon.Add(time.Hour)) {
-		t.Errorf("%v", got)
 	}
 }
 

@@ -170,7 +170,7 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 		s.replaceLocked(old)
 	}
 	if !s.wants(path) {
-		s.log.Info("image is left out by the config", "path", path)
+		s.log.Info("image is not tracked: the config leaves it out, or its VM is unprotected", "path", path)
 		return nil, nil
 	}
 	vm, disk, _ := belongs(s.conf, path)
@@ -182,10 +182,11 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	return a, nil
 }
 
-// wants tells whether the config has the image tracked.
+// wants tells whether the image is to be tracked: the config has it so, and no operator
+// took its VM out.
 func (s *store) wants(path string) bool {
 	vm, _, ok := belongs(s.conf, path)
-	return ok && s.app.config().EffectiveReplication(vm).Tracking
+	return ok && s.app.config().EffectiveReplication(vm).Tracking && !s.app.isUnprotected(vm)
 }
 
 // leadsTo tells whether the path is a name of the file.

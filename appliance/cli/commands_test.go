@@ -203,7 +203,7 @@ func TestEveryCommandDocumentsItself(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := "check-config export image info journal check journal dump points resync serve status sync verify version"
+	want := "check-config export image info journal check journal dump pause points protect resume resync serve status sync unprotect verify version"
 	if got := strings.ReplaceAll(strings.Join(names, " "), "vhdrelay ", ""); got != want {
 		t.Errorf("commands: %s, want %s", got, want)
 	}

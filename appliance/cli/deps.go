@@ -17,6 +17,9 @@ type Deps struct {
 	Stdout, Stderr io.Writer
 	// Terminal says that Stderr is one, so that progress may be drawn over itself.
 	Terminal bool
+	// Stdin answers what a command asks; Interactive says that it is a terminal.
+	Stdin       io.Reader
+	Interactive bool
 	// Now is the clock of ages and rates.
 	Now func() time.Time
 

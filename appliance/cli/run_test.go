@@ -77,6 +77,36 @@ func (b *backend) Sync(_ context.Context, vm string, wait bool, progress func(co
 	return control.SyncResult{}, errNoVM
 }
 
+// move answers as an appliance does for which pausing and the like is done at once.
+func (b *backend) move(vm, state string) (control.Moved, error) {
+	switch vm {
+	case "web01":
+		return control.Moved{VM: vm, State: state}, nil
+	case "paused01":
+		return control.Moved{}, control.Refused(control.CodeRefused, "let it go on first: vhdrelay resume paused01", "VM paused01 is Paused: pause is refused")
+	}
+	return control.Moved{}, errNoVM
+}
+
+func (b *backend) Pause(_ context.Context, vm string) (control.Moved, error) {
+	return b.move(vm, "Paused")
+}
+
+func (b *backend) Resume(_ context.Context, vm string) (control.Moved, error) {
+	return b.move(vm, "Replicating")
+}
+
+func (b *backend) Protect(_ context.Context, vm string) (control.Moved, error) {
+	return b.move(vm, "ReadyForInitialReplication")
+}
+
+func (b *backend) Unprotect(_ context.Context, vm string, o control.UnprotectOptions) (control.Moved, error) {
+	if o.DeleteReplica {
+		return b.move(vm, "Disabled, replica deleted")
+	}
+	return b.move(vm, "Disabled")
+}
+
 func (b *backend) Resync(_ context.Context, vm, disk string, o control.ResyncOptions, progress func(control.Progress)) (control.Resync, error) {
 	if vm != "web01" {
 		return control.Resync{}, errNoVM

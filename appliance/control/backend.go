@@ -21,6 +21,14 @@ type Backend interface {
 	// Resync has a disk of the VM, or with disk "" all of them, compared. It returns when the comparison is done, unless the
 	// options make it wait for the window: then at once.
 	Resync(ctx context.Context, vm, disk string, opts ResyncOptions, progress func(Progress)) (Resync, error)
+	// Pause stops what is sent of a VM, Resume lets it go on and tries at once what an operator had to mend, Protect takes a
+	// VM back in. ExitRefused where the state does not allow it. They return when it is durable and done.
+	Pause(ctx context.Context, vm string) (Moved, error)
+	Resume(ctx context.Context, vm string) (Moved, error)
+	Protect(ctx context.Context, vm string) (Moved, error)
+	// Unprotect stops the tracking of a VM, removes what is kept of it here, and with DeleteReplica what the target holds.
+	// It returns when that is done, or with the error of a first attempt; it then goes on by itself, over restarts too.
+	Unprotect(ctx context.Context, vm string, opts UnprotectOptions) (Moved, error)
 	// JournalCheck proves the journal's invariants.
 	JournalCheck(ctx context.Context) error
 	// JournalDump writes the journal as text, for people.

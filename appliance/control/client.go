@@ -55,6 +55,31 @@ func (c *Client) Resync(ctx context.Context, vm, disk string, o ResyncOptions, p
 	return res, err
 }
 
+// Pause is Backend's.
+func (c *Client) Pause(ctx context.Context, vm string) (Moved, error) {
+	return c.move(ctx, pathPause, request{VM: vm})
+}
+
+// Resume is Backend's.
+func (c *Client) Resume(ctx context.Context, vm string) (Moved, error) {
+	return c.move(ctx, pathResume, request{VM: vm})
+}
+
+// Protect is Backend's.
+func (c *Client) Protect(ctx context.Context, vm string) (Moved, error) {
+	return c.move(ctx, pathProtect, request{VM: vm})
+}
+
+// Unprotect is Backend's.
+func (c *Client) Unprotect(ctx context.Context, vm string, o UnprotectOptions) (Moved, error) {
+	return c.move(ctx, pathUnprotect, request{VM: vm, Unprotect: o})
+}
+
+func (c *Client) move(ctx context.Context, path string, q request) (m Moved, err error) {
+	err = c.stream(ctx, path, q, sinks{}, &m)
+	return m, err
+}
+
 // JournalCheck is Backend's.
 func (c *Client) JournalCheck(ctx context.Context) error {
 	return c.stream(ctx, pathJournalCheck, request{}, sinks{}, &struct{}{})

@@ -36,6 +36,37 @@ const (
 type Status struct {
 	Version string `json:"version"`
 	VMs     []VM   `json:"vms"`
+	Pacer   *Pacer `json:"pacer,omitempty"`
+}
+
+// Pacer is the one limit on the rate of requests that the target's throttling set for the whole appliance.
+type Pacer struct {
+	Limited bool `json:"limited"`
+	// BytesPerSecond is the rate in force, 0 if there is none.
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
+	// Throttled counts the target's refusals since the start; LastThrottled is the newest that lowered the rate.
+	Throttled     int64     `json:"throttled"`
+	LastThrottled time.Time `json:"last_throttled,omitzero"`
+}
+
+// Forecast says what is reached, and when, if everything goes on as it does now.
+type Forecast struct {
+	// What is "spool", or the disk that reaches its mark.
+	What    string  `json:"what"`
+	Seconds float64 `json:"seconds"`
+	Message string  `json:"message"`
+}
+
+// Moved is what a command that changes a VM's state answers with.
+type Moved struct {
+	VM    string `json:"vm"`
+	State string `json:"state"`
+}
+
+// UnprotectOptions say how far an unprotect goes.
+type UnprotectOptions struct {
+	// DeleteReplica deletes the recovery points and the replica too.
+	DeleteReplica bool `json:"delete_replica,omitempty"`
 }
 
 // VM is the state of one virtual machine.
@@ -61,6 +92,8 @@ type VM struct {
 	Disks        []Disk   `json:"disks"`
 	Recovery     Recovery `json:"recovery"`
 	Jobs         []Job    `json:"jobs,omitempty"`
+	// Forecast is null while nothing fills.
+	Forecast *Forecast `json:"forecast,omitempty"`
 }
 
 // Reason is why a VM is not healthy: a stable code, the cause, and the next action.

@@ -16,6 +16,7 @@ type fake struct {
 	points func(ctx context.Context, vm string) (Points, error)
 	sync   func(ctx context.Context, vm string, wait bool, progress func(Progress)) (SyncResult, error)
 	resync func(ctx context.Context, vm, disk string, o ResyncOptions, progress func(Progress)) (Resync, error)
+	move   func(ctx context.Context, command, vm string, o UnprotectOptions) (Moved, error)
 	check  func(ctx context.Context) error
 	dump   func(ctx context.Context, w io.Writer) error
 }
@@ -48,6 +49,29 @@ func (f *fake) Resync(ctx context.Context, vm, disk string, o ResyncOptions, pro
 		return Resync{}, errUnexpected
 	}
 	return f.resync(ctx, vm, disk, o, progress)
+}
+
+func (f *fake) moved(ctx context.Context, command, vm string, o UnprotectOptions) (Moved, error) {
+	if f.move == nil {
+		return Moved{}, errUnexpected
+	}
+	return f.move(ctx, command, vm, o)
+}
+
+func (f *fake) Pause(ctx context.Context, vm string) (Moved, error) {
+	return f.moved(ctx, "pause", vm, UnprotectOptions{})
+}
+
+func (f *fake) Resume(ctx context.Context, vm string) (Moved, error) {
+	return f.moved(ctx, "resume", vm, UnprotectOptions{})
+}
+
+func (f *fake) Protect(ctx context.Context, vm string) (Moved, error) {
+	return f.moved(ctx, "protect", vm, UnprotectOptions{})
+}
+
+func (f *fake) Unprotect(ctx context.Context, vm string, o UnprotectOptions) (Moved, error) {
+	return f.moved(ctx, "unprotect", vm, o)
 }
 
 func (f *fake) JournalCheck(ctx context.Context) error {

@@ -16,6 +16,10 @@ const (
 	pathPoints       = "/v1/points"
 	pathSync         = "/v1/sync"
 	pathResync       = "/v1/resync"
+	pathPause        = "/v1/pause"
+	pathResume       = "/v1/resume"
+	pathProtect      = "/v1/protect"
+	pathUnprotect    = "/v1/unprotect"
 	pathJournalCheck = "/v1/journal/check"
 	pathJournalDump  = "/v1/journal/dump"
 )
@@ -33,6 +37,8 @@ type request struct {
 	Disk    string        `json:"disk,omitempty"`
 	Wait    bool          `json:"wait,omitempty"`
 	Options ResyncOptions `json:"options,omitzero"`
+
+	Unprotect UnprotectOptions `json:"unprotect,omitzero"`
 }
 
 // Serve answers on ln for backend until ctx ends, then closes ln. It returns nil for an orderly end.
@@ -78,6 +84,14 @@ func Handler(backend Backend) http.Handler {
 	}))
 	mux.HandleFunc("POST "+pathResync, streamed(func(ctx context.Context, q request, s *stream) (any, error) {
 		return backend.Resync(ctx, q.VM, q.Disk, q.Options, s.progress)
+	}))
+	for path, move := range map[string]func(context.Context, string) (Moved, error){
+		pathPause: backend.Pause, pathResume: backend.Resume, pathProtect: backend.Protect,
+	} {
+		mux.HandleFunc("POST "+path, streamed(func(ctx context.Context, q request, _ *stream) (any, error) { return move(ctx, q.VM) }))
+	}
+	mux.HandleFunc("POST "+pathUnprotect, streamed(func(ctx context.Context, q request, _ *stream) (any, error) {
+		return backend.Unprotect(ctx, q.VM, q.Unprotect)
 	}))
 	mux.HandleFunc("POST "+pathJournalCheck, streamed(func(ctx context.Context, _ request, _ *stream) (any, error) {
 		return struct{}{}, backend.JournalCheck(ctx)

@@ -104,11 +104,10 @@ func (f Facts) trouble(t Trouble) control.Reason {
 
 // then joins an error's own action with the command that goes on.
 func then(action, command string) string {
-	action = strings.TrimSuffix(action, ", then resume the VM")
-	if action == "mend the cause" || strings.Contains(action, command) {
-		action = "mend the cause"
+	if strings.Contains(action, command) {
+		return action
 	}
-	return action + "; then: " + command
+	return strings.TrimSuffix(action, ", then resume the VM") + "; then: " + command
 }
 
 // disks are the reasons that lie in the images.

@@ -23,15 +23,17 @@ type Record struct {
 	Unprotected bool `json:"unprotected,omitempty"`
 	// Leaving is what an unprotect has still to do; nil: nothing.
 	Leaving *Leaving `json:"leaving,omitempty"`
-	// Generation is the newest that this host had at the target when it unprotected
-	// the VM; names of a later life begin after it.
+	// ID and Generation are what this host's vm.json at the target named when the VM
+	// was unprotected: what a later unprotect may delete there, and after which the
+	// names of a later life begin.
+	ID         string `json:"id,omitempty"`
 	Generation uint64 `json:"generation,omitempty"`
 }
 
 // Leaving is an unprotect under way: it is done again from the start after a crash.
 type Leaving struct {
-	ID    string `json:"id"`    // the VM's id in the journal, "" once local state is gone
-	Erase bool   `json:"erase"` // the replica too
+	Local bool `json:"local,omitempty"` // what is kept of it here
+	Erase bool `json:"erase,omitempty"` // what the target holds
 }
 
 const recordVersion = 1

@@ -36,6 +36,7 @@ type Pacer struct {
 		next     time.Time // when the next request may start
 		grown    time.Time // until when rate has been grown
 		lastCut  time.Time
+		refused  int64     // since the start
 		sent     float64   // bytes let through since from
 		from     time.Time // start of the current window of sent
 		previous float64   // bytes a second of the window before
@@ -66,6 +67,7 @@ func (p *Pacer) Wait(ctx context.Context, n int) error {
 func (p *Pacer) Throttled(retryAfter time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.mu.refused++
 	now := time.Now()
 	if until := now.Add(min(retryAfter, MaxPause)); until.After(p.mu.next) {
 		p.mu.next = until
@@ -85,6 +87,21 @@ func (p *Pacer) Rate() float64 {
 	defer p.mu.Unlock()
 	p.growLocked(time.Now())
 	return p.mu.rate
+}
+
+// PacerState is what a pacer does now.
+type PacerState struct {
+	Rate    float64   // bytes a second; +Inf: no limit
+	Refused int64     // how often the target throttled since the start
+	LastCut time.Time // when that lowered the rate last; zero: never
+}
+
+// State is for the status.
+func (p *Pacer) State() PacerState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.growLocked(time.Now())
+	return PacerState{Rate: p.mu.rate, Refused: p.mu.refused, LastCut: p.mu.lastCut}
 }
 
 // reserve books a slot for cost bytes and says how long to wait for it. A

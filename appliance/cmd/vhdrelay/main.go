@@ -18,10 +18,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// The second signal kills, as it does every program.
 	context.AfterFunc(ctx, stop)
-	info, err := os.Stderr.Stat()
 	exit := cli.Run(ctx, cli.Deps{
 		Version: appliance.Version, Stdout: os.Stdout, Stderr: os.Stderr, Now: time.Now,
-		Terminal: err == nil && info.Mode()&os.ModeCharDevice != 0,
+		Terminal: isTerminal(os.Stderr), Stdin: os.Stdin, Interactive: isTerminal(os.Stdin),
 		Serve: func(ctx context.Context, c *config.Config, log *slog.Logger) error {
 			return appliance.Serve(ctx, c, appliance.Options{Log: log})
 		},
@@ -31,4 +30,9 @@ func main() {
 	}, os.Args[1:])
 	stop()
 	os.Exit(int(exit))
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

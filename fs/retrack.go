@@ -1,0 +1,25 @@
+package fs
+
+import "github.com/vhdrelay/vhdrelay/fs/image"
+
+// Retrack asks for the Tracker of every image anew whose path is chosen, also of those that are open: a running guest
+// goes on with what Attach answers now. When it returns no change of these files runs that was not told to the new
+// Tracker; of a file that had none, none that nobody was told of. Attach is called as Volumes says. It waits for the
+// changes under way, so the caller holds nothing that Attach or a Tracker takes.
+func (s *Server) Retrack(chosen func(path string) bool) {
+	for _, n := range s.store.tree.all() {
+		if path, named := s.store.tree.path(n); n.isRegular() && named && image.IsImageName(path) && chosen(path) {
+			s.store.retrackNow(n)
+		}
+	}
+}
+
+// retrackNow is retrack for a file that may be open.
+func (s *store) retrackNow(n *node) {
+	n.open.Lock()
+	defer n.open.Unlock()
+	n.open.stale = false
+	n.track.Lock()
+	defer n.track.Unlock()
+	s.attachLocked(n)
+}
