@@ -83,8 +83,8 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 	return errors.Join(err, closeState())
 }
 
-// open takes the stores and the state directory.
-func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
+// compose makes the appliance's parts that need nothing from outside.
+func compose(conf *config.Config, opts Options) *Appliance {
 	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
 	a.bandwidth.rule = func() int64 { return a.config().BandwidthAt(a.now()) }
 	a.conf.Store(conf)
@@ -96,6 +96,12 @@ func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
 	if a.log == nil {
 		a.log = slog.Default()
 	}
+	return a
+}
+
+// open takes the stores and the state directory.
+func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
+	a := compose(conf, opts)
 	if err := a.identify(); err != nil {
 		return nil, nil, err
 	}

@@ -20,7 +20,7 @@ func (m *machine) facts(p shipper.Status, r control.Resync, k mark, now time.Tim
 	f := health.Facts{
 		VM: m.name, Now: now, Interval: m.replication().Interval, Paused: state == lifecycle.Paused,
 		Troubles: troublesOf(p), Disks: disksOf(p), Foreign: m.store.unsupportedOf(m.name), Store: m.app.untracked(m.name),
-		Pending: p.Pending, SealsRest: p.RestsSince, Spooled: p.Spooled, Quota: p.Quota,
+		Pending: unshipped(p), SealsRest: p.RestsSince, Spooled: p.Spooled, Quota: p.Quota,
 		CatchUp: p.CatchUp, Comparing: r.State == control.ResyncRunning, Comparison: comparison, Journal: m.app.journal.Failing(),
 	}
 	if !p.LastPoint.IsZero() {
@@ -34,6 +34,14 @@ func (m *machine) facts(p shipper.Status, r control.Resync, k mark, now time.Tim
 	}
 	f.Forecast = m.trend.predict(m.limits(p))
 	return f
+}
+
+// unshipped is what changed and is not at the target, sealed or not.
+func unshipped(p shipper.Status) (bytes int64) {
+	for _, d := range p.Disks {
+		bytes += d.Unshipped
+	}
+	return bytes
 }
 
 func troublesOf(p shipper.Status) []health.Trouble {

@@ -254,8 +254,7 @@ func TestUnprotectGoesOnByItself(t *testing.T) {
 	r.stop()
 	r.must(os.Rename(away, r.store))
 	r.start()
-	r.await("web", "the end", func(v control.VM) bool { return v.Health == control.HealthNormal && len(r.blobs("web")) == 0 })
-	if kept := r.kept(); len(kept) > 0 {
-		t.Errorf("left over: %q", kept)
-	}
+	r.await("web", "the end", func(v control.VM) bool {
+		return v.Health == control.HealthNormal && len(r.blobs("web")) == 0 && len(r.kept()) == 0
+	})
 }

@@ -20,7 +20,7 @@ type Facts struct {
 	Store    []control.Reason // what the store says itself, of images it cannot track
 
 	LastPoint time.Time // its seal; zero: none yet
-	Pending   int64     // changed and not sealed
+	Pending   int64     // changed and not at the target
 	Cycles    []Cycle   // oldest first
 	// SealsRest is since when the quota has kept seals back; zero: it does not.
 	SealsRest      time.Time
