@@ -75,6 +75,9 @@ type Options struct {
 // Serve runs the appliance until ctx ends, then stops it in order: no more
 // writes, one last epoch into the spool, a clean journal.
 func Serve(ctx context.Context, conf *config.Config, opts Options) error {
+	if err := Able("/dev/fuse"); err != nil {
+		return err
+	}
 	a, closeState, err := open(conf, opts)
 	if err != nil {
 		return err
@@ -200,6 +203,7 @@ func (a *Appliance) attachAll() error {
 // attachStore puts the session's mark on the store last: until then the next start
 // distrusts the two again.
 func (a *Appliance) attachStore(s *store, session string) error {
+	s.watchSource()
 	reverted, err := s.reverted(a.journal)
 	if err != nil {
 		return err
@@ -310,7 +314,17 @@ func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *er
 	if errors.Is(waitErr, context.Canceled) {
 		waitErr = nil
 	}
+	a.stopWatching()
 	return errors.Join(err, waitErr, a.closeMachines(), a.journal.Close(ctx))
+}
+
+// stopWatching ends the watch of the sources as late as can be: what others do from
+// now on until the journal is closed would be taken for ours.
+func (a *Appliance) stopWatching() {
+	for _, s := range a.stores {
+		s.watcher.stop()
+		s.doubtWriters()
+	}
 }
 
 // refuseMore lets no image and no VM in any more: a request that outlived its
@@ -358,6 +372,7 @@ func (a *Appliance) beat(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			a.reap()
+			a.look()
 		case <-survey.C:
 			a.survey()
 		}
@@ -368,6 +383,14 @@ func (a *Appliance) beat(ctx context.Context) error {
 func (a *Appliance) reap() {
 	for _, s := range a.stores {
 		s.reap()
+	}
+}
+
+// look finds what has become wrong around the stores.
+func (a *Appliance) look() {
+	for _, s := range a.stores {
+		s.look()
+		s.writers()
 	}
 }
 

@@ -79,7 +79,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
+		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -96,6 +96,16 @@ func (m *machine) options() shipper.Options {
 		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
 		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
 	}
+}
+
+// foreign tells whether another process has the disk's image open for writing.
+func (m *machine) foreign(diskID string) bool {
+	for _, a := range m.store.disksOf(m) {
+		if a.disk.ID() == diskID {
+			return a.foreign.Load()
+		}
+	}
+	return false
 }
 
 // replication is what the config says of the VM now.

@@ -204,7 +204,7 @@ func (vm *VM) quiet() error {
 	}
 	for _, d := range vm.Disks() {
 		if d.regions.pinned() {
-			return fmt.Errorf("vm %s, disk %s: %w", vm.name, d.name, ErrBusy)
+			return fmt.Errorf("vm %s, disk %s: %w", vm.name, d.Name(), ErrBusy)
 		}
 	}
 	return nil
