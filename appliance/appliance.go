@@ -69,6 +69,7 @@ type Appliance struct {
 // Options of Serve; the zero value is production's.
 type Options struct {
 	Log  *slog.Logger
+	Now  func() time.Time   // nil: time.Now
 	Hook func(point string) // called at every failpoint of every stage
 }
 
@@ -93,6 +94,9 @@ func compose(conf *config.Config, opts Options) *Appliance {
 	a.conf.Store(conf)
 	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
 	a.probe = retry.NewProbe(a.answers, 0, 0)
+	if opts.Now != nil {
+		a.now = opts.Now
+	}
 	if a.hook == nil {
 		a.hook = func(string) {}
 	}
@@ -197,6 +201,7 @@ func (a *Appliance) attachAll() error {
 			return fmt.Errorf("store %s: %w", s.conf.Name, err)
 		}
 	}
+	a.sayLeftOut()
 	return a.journal.PublishSession()
 }
 

@@ -105,26 +105,28 @@ func (s *store) doubtLocked(a *attached, reason string) {
 }
 
 // resized tells the journal of a size that another process gave the image: what it
-// grew by is changed, what it lost is gone.
+// grew by is changed, what it lost is gone. It may grow meanwhile, and the journal
+// takes the size that it finds at the end of a change: so until nothing is left.
 func (a *attached) resized() error {
-	st, err := a.file.Stat()
-	if err != nil {
-		return err
+	for known := a.disk.Size(); ; {
+		st, err := a.file.Stat()
+		if err != nil {
+			return err
+		}
+		c := extent.Change{Kind: extent.Write, Off: known, Len: st.Size() - known}
+		switch {
+		case c.Len == 0:
+			return nil
+		case c.Len < 0:
+			c = extent.Change{Kind: extent.Truncate, Off: st.Size()}
+		}
+		pass, err := a.disk.Begin(c)
+		if err != nil {
+			return fmt.Errorf("its new size: %w", err)
+		}
+		a.disk.End(c, pass, nil)
+		known = st.Size()
 	}
-	was, is := a.disk.Size(), st.Size()
-	if was == is {
-		return nil
-	}
-	c := extent.Change{Kind: extent.Truncate, Off: is}
-	if is > was {
-		c = extent.Change{Kind: extent.Write, Off: was, Len: is - was}
-	}
-	pass, err := a.disk.Begin(c)
-	if err != nil {
-		return fmt.Errorf("its new size: %w", err)
-	}
-	a.disk.End(c, pass, nil)
-	return nil
 }
 
 // appeared looks at a name that another process made, removed or renamed.

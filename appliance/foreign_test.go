@@ -66,7 +66,7 @@ func TestForeignWriterPausesPoints(t *testing.T) {
 	content := r.content(2 * mib)
 	r.put("web/os.img", bytes.Clone(content))
 	r.start()
-	before := r.sync("web")
+	r.sync("web")
 	cmd := exec.Command("sh", "-c", "exec 3<>web/os.img; printf theirs >&3; read line; printf more >&3")
 	cmd.Dir = r.source
 	in, err := cmd.StdinPipe()
@@ -75,10 +75,9 @@ func TestForeignWriterPausesPoints(t *testing.T) {
 	r.await("web", "the writer's name", hasReason("foreign-writer"))
 	r.change("web/os.img", mib, []byte("ours"))
 	copy(content[mib:], "ours")
-	if _, err := r.client.Sync(r.ctx(), "web", false, nil); err != nil {
-		t.Error(err)
-	}
-	if v := r.vm("web"); v.LastPoint.ID != before || v.Health != control.HealthCritical {
+	res, err := r.client.Sync(r.ctx(), "web", false, nil)
+	r.must(err)
+	if v := r.vm("web"); v.LastPoint.Epoch >= res.Epoch || v.Health != control.HealthCritical {
 		t.Errorf("a point while somebody writes: %+v", v)
 	}
 	r.must(in.Close())
@@ -101,6 +100,7 @@ func TestResizedBesideTheMount(t *testing.T) {
 	r.must(os.WriteFile(extra, more, 0o600))
 	r.sh("cat " + extra + " >>web/os.img")
 	content = append(content, more...)
+	r.await("web", "the new size", func(v control.VM) bool { return r.app.machines()[0].log.Disks()[0].Size() == 5*mib })
 	r.suspected("web", 0)
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
 	r.sh("truncate -s 1048576 web/os.img")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
@@ -62,6 +63,32 @@ func (a *Appliance) machine(s *store, name string) (*machine, error) {
 		a.mu.start(m)
 	}
 	return m, nil
+}
+
+// leftOut tells whether the VM was replicated by this appliance once and has no disk now.
+func (a *Appliance) leftOut(name string) bool { return slices.Contains(a.allLeftOut(), name) }
+
+// allLeftOut are the VMs that this appliance has replicated and that have no disk in
+// any store since its start.
+func (a *Appliance) allLeftOut() []string {
+	if a.journal == nil {
+		return nil
+	}
+	known, err := a.journal.KnownVMs()
+	if err != nil {
+		a.log.Warn("the journal cannot tell which VMs it knows", "code", "journal-read", "cause", err, "action", "look at the disk of the state directory")
+	}
+	return slices.DeleteFunc(known, func(name string) bool {
+		return slices.ContainsFunc(a.machines(), func(m *machine) bool { return m.name == name })
+	})
+}
+
+// sayLeftOut tells of them in the log.
+func (a *Appliance) sayLeftOut() {
+	for _, name := range a.allLeftOut() {
+		a.log.Warn("a VM that was replicated has no disk any more; its points stay, and it goes on where it was when it comes back",
+			"vm", name, "code", "vm-left-out", "action", "none, if the config leaves it out on purpose or its directory was removed")
+	}
 }
 
 func (a *Appliance) newMachine(s *store, name string) (*machine, error) {

@@ -183,7 +183,7 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 		s.replaceLocked(old)
 	}
 	if !s.wants(path) {
-		s.log.Info("image is not tracked: the config leaves it out, or its VM is unprotected", "path", path)
+		s.leaveOut(path, key)
 		return nil, nil
 	}
 	vm, disk, _ := belongs(s.conf, path)
@@ -193,6 +193,15 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	}
 	s.mu.images[key] = a
 	return a, nil
+}
+
+// leaveOut serves an image that the config, or an operator, leaves out. It is marked all
+// the same: its VM may come back in a boot that knows nothing of what was written in this one.
+func (s *store) leaveOut(path string, key fileID) {
+	s.log.Info("image is not tracked: the config leaves it out, or its VM is unprotected", "path", path)
+	if err := s.markSuspect(path, key); err != nil {
+		s.log.Warn("an image that is left out takes no mark; if its VM comes back, compare it: vhdrelay resync", "path", path, "code", "mark-failed", "cause", err, "action", "none while it is left out")
+	}
 }
 
 // wants tells whether the image is to be tracked: the config has it so, and no operator
