@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/fs/watch"
 )
 
@@ -124,7 +125,9 @@ func TestImagesComeAndGoBesideTheMount(t *testing.T) {
 		t.Errorf("%s, was %s", now, id)
 	}
 	r.equals("web", r.sync("web"), map[string][]byte{"renamed.img": content})
-	r.await("new", "a comparison", func(v control.VM) bool { return v.State == StateReplicating && !hasReason("foreign-writer")(v) })
+	r.await("new", "a comparison", func(v control.VM) bool {
+		return v.State == string(lifecycle.Replicating) && !hasReason("foreign-writer")(v)
+	})
 	r.equals("new", r.sync("new"), map[string][]byte{"copy.img": content})
 
 	r.sh("head -c 2097152 /dev/zero >web/next; mv web/next web/renamed.img; rm new/copy.img")

@@ -141,7 +141,7 @@ func TestRenamedDiskIsNotSentAnew(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 	r.equals("web", "latest", map[string][]byte{"renamed.img": content})
-	if !r.logged("it goes on being replicated") || v.State != StateReplicating {
+	if !r.logged("it goes on being replicated") || v.State != string(lifecycle.Replicating) {
 		t.Errorf("%+v", v)
 	}
 }
