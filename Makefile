@@ -2,6 +2,8 @@
 SHELL   := /bin/sh
 GO      ?= go
 PREFIX  ?= /usr/local
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+MANDIR  ?= $(PREFIX)/share/man
 DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 PACKAGE := github.com/vhdrelay/vhdrelay
@@ -9,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED := 0
 export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
 
-.PHONY: help build tools test race lint demo bench acceptance fuzz install uninstall clean
+.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut fuzz install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,13 +42,33 @@ bench: tools build ## the figures of the README, as ratios measured in one run
 acceptance: tools build ## the long runs; resumable
 	@$(GO) run ./appliance/e2e/acceptance
 
-install: build ## binary and unit below $(DESTDIR)$(PREFIX)
+docs: ## man page and shell completions, from the commands themselves, into bin/share
+	$(GO) run -ldflags "-X $(PACKAGE)/appliance.Version=$(VERSION)" ./appliance/cli/docs bin/share
+
+guesttest: tools build ## the unit under a booted Debian 12 in qemu; minutes
+	@$(GO) run ./appliance/e2e/guesttest $(ARGS)
+
+powercut: tools build ## 20 power cuts of such a guest under load; resumable
+	@$(GO) run ./appliance/e2e/powercut $(ARGS)
+
+BASH_COMPLETION := $(PREFIX)/share/bash-completion/completions/vhdrelay
+ZSH_COMPLETION  := $(PREFIX)/share/zsh/site-functions/_vhdrelay
+FISH_COMPLETION := $(PREFIX)/share/fish/vendor_completions.d/vhdrelay.fish
+
+install: build docs ## binary, unit, man page and completions below $(DESTDIR)$(PREFIX)
 	install -D -m 0755 bin/vhdrelay $(DESTDIR)$(PREFIX)/bin/vhdrelay
-	install -D -m 0644 systemd/vhdrelay.service $(DESTDIR)/etc/systemd/system/vhdrelay.service
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' systemd/vhdrelay.service > $(DESTDIR)$(UNITDIR)/vhdrelay.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/vhdrelay.service
+	install -D -m 0644 bin/share/vhdrelay.8 $(DESTDIR)$(MANDIR)/man8/vhdrelay.8
+	install -D -m 0644 bin/share/vhdrelay.bash $(DESTDIR)$(BASH_COMPLETION)
+	install -D -m 0644 bin/share/vhdrelay.zsh $(DESTDIR)$(ZSH_COMPLETION)
+	install -D -m 0644 bin/share/vhdrelay.fish $(DESTDIR)$(FISH_COMPLETION)
 	@test -e $(DESTDIR)/etc/vhdrelay/vhdrelay.yaml || install -D -m 0600 systemd/vhdrelay.yaml $(DESTDIR)/etc/vhdrelay/vhdrelay.yaml
 
 uninstall: ## removes what install put there; the config and the state stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/vhdrelay $(DESTDIR)/etc/systemd/system/vhdrelay.service
+	rm -f $(DESTDIR)$(PREFIX)/bin/vhdrelay $(DESTDIR)$(UNITDIR)/vhdrelay.service $(DESTDIR)$(MANDIR)/man8/vhdrelay.8 \
+		$(DESTDIR)$(BASH_COMPLETION) $(DESTDIR)$(ZSH_COMPLETION) $(DESTDIR)$(FISH_COMPLETION)
 
 clean: ## what was built
 	rm -rf bin

@@ -278,7 +278,8 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	a.resumeLeaving()
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.watchSecret(ctx) })
-	go notify.Watchdog(ctx, a.alive, nil) // not waited for: it may hang with a mount, which is what it is for
+	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
+	go notify.Watchdog(ctx, newWatch(a.alive).look, a.starve) // not waited for: it may hang with a mount, which is what it is for
 }
 
 func (a *Appliance) mountAll() error {
@@ -405,17 +406,6 @@ func (a *Appliance) survey() {
 			s.log.Warn("store cannot be looked through", "code", "survey-failed", "cause", err, "action", "look at the source directory")
 		}
 	}
-}
-
-// alive feeds the watchdog: the appliance lives while its mounts answer.
-func (a *Appliance) alive() bool {
-	for _, s := range a.stores {
-		var st unix.Statfs_t
-		if err := unix.Statfs(s.conf.Mount, &st); err != nil {
-			return false
-		}
-	}
-	return true
 }
 
 func (a *Appliance) machines() []*machine {

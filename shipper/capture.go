@@ -20,6 +20,7 @@ var errVoid = errors.New("sealed view is lost")
 func (v *VM) captureStep(ctx context.Context) error {
 	v.captureGate.Lock()
 	defer v.captureGate.Unlock()
+	defer v.sealing.begin(time.Now())()
 	v.closeRemoved()
 	if st := v.state.get(); st.Generation == 0 || st.TakingOver != 0 {
 		return v.lost() // no generation to name an epoch with

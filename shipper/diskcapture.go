@@ -3,6 +3,7 @@ package shipper
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -137,6 +138,7 @@ func (dc *diskCapture) run(ctx context.Context) error {
 		if dc.epoch.Voided() {
 			return errVoid
 		}
+		dc.vm.sealing.beat(time.Now())
 		if err := dc.blocks(r); err != nil {
 			return err
 		}

@@ -92,6 +92,8 @@ type VM struct {
 	// that was captured before counts. Held over I/O.
 	captureGate sync.Mutex
 
+	sealing turn // of the capture stage
+
 	redoing sync.Mutex // held over the local I/O of the one redo
 	redone  atomic.Bool
 	sent    atomic.Int64 // bytes acknowledged of the epoch that is being uploaded

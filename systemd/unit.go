@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed" // the unit file
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -30,6 +31,9 @@ func FromEnvironment() (*Notifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the watchdog's interval: %w", err)
 	}
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return &Notifier{}, nil
+	}
 	return &Notifier{interval: interval, send: func(state string) error {
 		_, err := daemon.SdNotify(false, state)
 		return err
@@ -55,26 +59,47 @@ func (n *Notifier) Stopping() error { return n.notify(daemon.SdNotifyStopping) }
 // Status sets the one line that `systemctl status` shows. It must not contain a line break.
 func (n *Notifier) Status(line string) error { return n.notify("STATUS=" + line) }
 
-// Watchdog keeps the manager's watchdog quiet until ctx ends, at half its interval, as long as alive returns true. It
-// returns at once where no watchdog is set. A notification that cannot be delivered is given to failed, and tried again at
-// the next turn; failed may be nil.
-func (n *Notifier) Watchdog(ctx context.Context, alive func() bool, failed func(error)) {
-	if n == nil || n.interval <= 0 {
+// Lines sends the STATUS line that make returns, at once and then every interval if it differs, until ctx ends. One that
+// cannot be delivered is tried again at the next turn. Outside systemd nothing is made.
+func (n *Notifier) Lines(ctx context.Context, every time.Duration, make func() string) {
+	if n == nil || n.send == nil {
 		return
 	}
-	ticker := time.NewTicker(n.interval / 2)
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for {
+	for sent := ""; ; {
+		if line := make(); line != sent && n.Status(line) == nil {
+			sent = line
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if !alive() {
-			continue
+	}
+}
+
+// Watchdog keeps the manager's watchdog quiet until ctx ends, four times in its interval, as long as alive returns nil. It
+// returns at once where no watchdog is set. What alive says, and a notification that cannot be delivered, is given to
+// failed, and tried again at the next turn; failed may be nil.
+func (n *Notifier) Watchdog(ctx context.Context, alive func() error, failed func(error)) {
+	if n == nil || n.interval <= 0 {
+		return
+	}
+	ticker := time.NewTicker(n.interval / 4)
+	defer ticker.Stop()
+	for {
+		err := alive()
+		if err == nil {
+			err = n.notify(daemon.SdNotifyWatchdog)
 		}
-		if err := n.notify(daemon.SdNotifyWatchdog); err != nil && failed != nil {
+		if err != nil && failed != nil {
 			failed(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
 		}
 	}
 }

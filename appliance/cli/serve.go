@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/systemd"
 )
 
 func (a *app) serveCommand() *cobra.Command {
@@ -26,7 +27,7 @@ func (a *app) serveCommand() *cobra.Command {
 			if debug {
 				level = slog.LevelDebug
 			}
-			return a.Serve(ctx, c, slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: level})))
+			return a.Serve(ctx, c, slog.New(systemd.LogHandler(a.Stderr, level)))
 		},
 	})
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more")

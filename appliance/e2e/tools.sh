@@ -21,6 +21,8 @@ need mkfs.xfs xfsprogs
 need getfattr attr
 need jq jq
 need losetup util-linux
+need qemu-system-x86_64 qemu-system-x86 # guesttest and powercut, with debootstrap
+need debootstrap debootstrap
 need gcc gcc # the race detector
 [ -e /usr/include/pthread.h ] || missing="$missing libc6-dev"
 node_major() { "$1" --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/'; }

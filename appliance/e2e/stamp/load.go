@@ -24,6 +24,15 @@ type Load struct {
 	Seed    uint64  // printed by whoever starts the load
 	Span    []Span  // per disk, the blocks that are written; empty or absent: all
 	Hot     float64 // share of the writes that goes to the first 256 blocks of a span, 0.4: rewritten all the time
+
+	Open func(path string, flags int) (File, error) // of a disk; os.OpenFile, or a guest's that is reached otherwise
+}
+
+// File is an open disk. A file is used by one writer only.
+type File interface {
+	WriteAt(p []byte, off int64) (int, error)
+	Sync() error
+	Close() error
 }
 
 // Span is a half-open range of blocks.
@@ -53,6 +62,9 @@ func (o Load) withDefaults() Load {
 	if o.Hot == 0 {
 		o.Hot = 0.4
 	}
+	if o.Open == nil {
+		o.Open = func(path string, flags int) (File, error) { return os.OpenFile(path, flags, 0) }
+	}
 	return o
 }
 
@@ -80,7 +92,7 @@ type writer struct {
 	id    uint32
 	mode  Mode
 	rng   *rand.Rand
-	files []*os.File
+	files []File
 	seq   uint64
 }
 
@@ -92,7 +104,7 @@ func (w *writer) run(ctx context.Context, paths []string, limit *rate.Limiter) e
 	}()
 	flags := os.O_RDWR | []int{Direct: unix.O_DIRECT, Buffered: 0, Synced: unix.O_DIRECT | unix.O_DSYNC}[w.mode]
 	for _, path := range paths {
-		f, err := os.OpenFile(path, flags, 0)
+		f, err := w.load.Open(path, flags)
 		if err != nil {
 			return err
 		}

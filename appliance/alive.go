@@ -1,0 +1,153 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+)
+
+const (
+	// StopTimeout is how long a clean stop may take, whatever the target does: the drain of each store's requests, the
+	// last epoch of each VM, and the journal's end. The unit's TimeoutStopSec is not below it.
+	StopTimeout = drainRequests + stopSeal + stopRest
+	stopRest    = 30 * time.Second
+
+	// statusEvery is how often the line for the service manager is made; it is sent when it differs.
+	statusEvery = 10 * time.Second
+
+	// answerWithin is how long mounts and locks may take to answer the watchdog's question. One late answer is
+	// forgiven: the question is asked four times in a watchdog's interval.
+	answerWithin = 10 * time.Second
+)
+
+// alive answers the watchdog: the mounts answer, no lock is held for ever, and every VM's loop that seals turns. It
+// asks nothing of the target, so that an outage never ends the appliance (I9).
+func (a *Appliance) alive() error {
+	for _, s := range a.stores {
+		if err := s.answers(); err != nil {
+			return err
+		}
+	}
+	if _, err := a.Status(context.Background(), ""); err != nil { // takes every VM's locks
+		return err
+	}
+	for _, m := range a.machines() {
+		if err := m.pipeline.Alive(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// starve says why the watchdog gets nothing: the stop that may follow is the manager's, without a word from us.
+func (a *Appliance) starve(err error) {
+	a.log.Error("watchdog not fed; systemd restarts the appliance if this lasts", "code", "not-alive", "cause", err,
+		"action", "look at the store's disk; the goroutines are in the journal after the restart, please report them")
+}
+
+// answers asks the mount for something the kernel cannot know: statfs, and a name that nobody asked for before.
+func (s *store) answers() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.conf.Mount, &st); err != nil {
+		return fmt.Errorf("mount %s does not answer: %w", s.conf.Mount, err)
+	}
+	name := ".vhdrelay-alive-" + strconv.FormatInt(s.app.now().UnixNano(), 36)
+	if _, err := os.Lstat(filepath.Join(s.conf.Mount, name)); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("mount %s does not answer a lookup: %w", s.conf.Mount, err)
+	}
+	return nil
+}
+
+// ErrNoAnswer is wrapped by what the watchdog is told of a question that hangs.
+var ErrNoAnswer = errors.New("no answer")
+
+// watch asks a question that may hang, without hanging.
+type watch struct {
+	ask func() error
+
+	mu struct {
+		sync.Mutex // held for memory only
+		since      time.Time
+		answer     chan error // of the question under way, nil if there is none
+	}
+}
+
+func newWatch(ask func() error) *watch { return &watch{ask: ask} }
+
+// look asks, or goes on waiting for an earlier question's answer, for answerWithin.
+func (w *watch) look() error {
+	timer := time.NewTimer(answerWithin)
+	defer timer.Stop()
+	answer, since := w.question()
+	select {
+	case err := <-answer:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.mu.answer = nil
+		return err
+	case <-timer.C:
+		return fmt.Errorf("mounts and locks: %w for %v", ErrNoAnswer, time.Since(since).Round(time.Second))
+	}
+}
+
+func (w *watch) question() (<-chan error, time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.answer == nil {
+		answer := make(chan error, 1)
+		w.mu.answer, w.mu.since = answer, time.Now()
+		go func() { answer <- w.ask() }()
+	}
+	return w.mu.answer, w.mu.since
+}
+
+// line is what `systemctl status` shows of the appliance: how many VMs are how, and the worst one's first reason.
+func (a *Appliance) line() string {
+	s, err := a.Status(context.Background(), "")
+	if err != nil {
+		return err.Error()
+	}
+	return summary(s)
+}
+
+func summary(s control.Status) string {
+	count := map[control.Health]int{}
+	worst := control.VM{Health: control.HealthNormal}
+	for _, vm := range s.VMs {
+		count[vm.Health]++
+		if len(vm.Reasons) > 0 && badness(vm.Health) > badness(worst.Health) {
+			worst = vm
+		}
+	}
+	parts := []string{fmt.Sprintf("%d VMs", len(s.VMs))}
+	for _, h := range []control.Health{control.HealthCritical, control.HealthWarning, control.HealthNormal} {
+		if count[h] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", count[h], h))
+		}
+	}
+	line := strings.Join(parts, ", ")
+	if len(worst.Reasons) > 0 {
+		line += fmt.Sprintf("; %s: %s", worst.Name, worst.Reasons[0].Message)
+	}
+	return strings.Join(strings.Fields(line), " ") // a name may hold a line break
+}
+
+func badness(h control.Health) int {
+	switch h {
+	case control.HealthCritical:
+		return 2
+	case control.HealthWarning:
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,75 @@
+package appliance
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/systemd"
+)
+
+// The manager must not kill what is still draining: the unit's time is not below the appliance's.
+func TestStopFitsIntoTheUnitsTime(t *testing.T) {
+	for line := range strings.Lines(systemd.Unit) {
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), "TimeoutStopSec=")
+		if !ok {
+			continue
+		}
+		limit, err := time.ParseDuration(value + "s")
+		if err != nil || limit < StopTimeout {
+			t.Errorf("TimeoutStopSec=%s (%v), a stop may take %v", value, err, StopTimeout)
+		}
+		return
+	}
+	t.Error("the unit has no TimeoutStopSec")
+}
+
+// A question that hangs starves the watchdog, is not asked again meanwhile, and its late answer feeds again.
+func TestWatchNeitherHangsNorPilesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, hold := 0, make(chan struct{})
+		w := newWatch(func() error { asked++; <-hold; return nil })
+		for range 3 {
+			began := time.Now()
+			if err := w.look(); !errors.Is(err, ErrNoAnswer) {
+				t.Fatalf("%v", err)
+			}
+			if took := time.Since(began); took != answerWithin {
+				t.Errorf("it took %v", took)
+			}
+		}
+		close(hold)
+		if err := w.look(); err != nil || asked != 1 {
+			t.Errorf("%v, asked %d times", err, asked)
+		}
+		broken := errors.New("broken")
+		w.ask = func() error { return broken }
+		if err := w.look(); !errors.Is(err, broken) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestSummaryIsOneLineAboutTheWorst(t *testing.T) {
+	vm := func(name string, h control.Health, reasons ...string) control.VM {
+		v := control.VM{Name: name, Health: h}
+		for _, r := range reasons {
+			v.Reasons = append(v.Reasons, control.Reason{Message: r})
+		}
+		return v
+	}
+	for want, s := range map[string]control.Status{
+		"0 VMs":           {},
+		"1 VMs, 1 Normal": {VMs: []control.VM{vm("a", control.HealthNormal)}},
+		"3 VMs, 1 Critical, 1 Warning, 1 Normal; c d: the disk is broken": {VMs: []control.VM{
+			vm("a", control.HealthWarning, "slow"), vm("b", control.HealthNormal), vm("c\nd", control.HealthCritical, "the disk\nis broken", "more"),
+		}},
+	} {
+		if got := summary(s); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
