@@ -35,7 +35,7 @@ type Machine struct {
 }
 
 // bootTimeout is long: the processor is emulated, and the machine may be busy.
-const bootTimeout = 5 * time.Minute
+const bootTimeout = 10 * time.Minute
 
 // New makes the machine; Boot starts it.
 func New(ctx context.Context, o Options) (*Machine, error) {

@@ -127,7 +127,7 @@ func (t *test) play(ctx context.Context) (failed int) {
 }
 
 // stepTimeout is for one step, of an emulated machine.
-const stepTimeout = 4 * time.Minute
+const stepTimeout = 10 * time.Minute
 
 // evidence keeps the guest's journal as it is after a failure.
 func (t *test) evidence(step string) {

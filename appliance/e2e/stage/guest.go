@@ -43,6 +43,7 @@ type guest struct {
 	eras    []*era
 	running *running
 	scratch string
+	slack   time.Duration // how far a point's time may be from its seal
 }
 
 // era is a history from one beginning; a crash starts the next.
@@ -55,7 +56,7 @@ type era struct {
 
 // newGuest makes the images in the store, before the appliance sees it.
 func newGuest(ctx context.Context, e *Env, r *Report, appliance *rig.Rig, disks []disk) (*guest, error) {
-	g := &guest{env: e, report: r, rig: appliance, vm: "stamped", disks: disks, scratch: filepath.Join(appliance.Dir, "export")}
+	g := &guest{env: e, report: r, rig: appliance, vm: "stamped", disks: disks, scratch: filepath.Join(appliance.Dir, "export"), slack: clockSlack}
 	g.load.Seed = e.Seed
 	for _, d := range disks {
 		g.load.Span = append(g.load.Span, stamp.Span{To: d.span / stamp.BlockSize})
@@ -187,7 +188,7 @@ func (g *guest) eraOf(p rig.Point) *era {
 	return found
 }
 
-// clockSlack is how far a point's time may be from its seal.
+// clockSlack is how far a point's time may be from its seal where one clock serves both.
 const clockSlack = time.Second
 
 // check exports a point and judges it. bounds are what the caller knows of the seal.
@@ -200,7 +201,7 @@ func (g *guest) check(ctx context.Context, p rig.Point, bounds stamp.Bounds) err
 		return err
 	}
 	e := g.eraOf(p)
-	bounds = bounds.And(e.log.Around(p.Time.Add(-clockSlack), p.Time.Add(clockSlack)))
+	bounds = bounds.And(e.log.Around(p.Time.Add(-g.slack), p.Time.Add(g.slack)))
 	previous := e.last
 	if p.Time.Before(e.upTo) {
 		previous = nil
