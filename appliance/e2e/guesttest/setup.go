@@ -137,7 +137,12 @@ func (t *test) evidence(step string) {
 	if err != nil {
 		text += err.Error()
 	}
-	name := strings.ReplaceAll(step, " ", "-")
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
+		}
+		return '-'
+	}, step)
 	if err := os.WriteFile(filepath.Join(t.dir, "journal-"+name+".log"), []byte(text), 0o600); err != nil {
 		fmt.Println("     no evidence kept:", err)
 	}

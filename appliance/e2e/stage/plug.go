@@ -137,7 +137,7 @@ func (x *puller) install(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	if _, err := x.machine.Shell(ctx, "systemctl enable -q --now vhdrelay && sync"); err != nil {
+	if _, err := x.machine.Shell(ctx, "mkdir /vhd && systemctl enable -q --now vhdrelay && sync"); err != nil {
 		return err
 	}
 	return x.replicated(ctx)
