@@ -137,7 +137,7 @@ func (t *test) start(ctx context.Context) error {
 	}
 	began := time.Now()
 	// One command, so that nothing happens between readiness and the look.
-	_, err := t.Shell(ctx, "mkdir /vhd && systemctl start vhdrelay && mountpoint -q /vhd && test -e /vhd/web01/os.vhd")
+	_, err := t.Shell(ctx, "mkdir /vhd && systemctl start vhdrelay && mountpoint -q /vhd && test -e /vhd/web01/os.raw")
 	fmt.Printf("     ready after %v\n", time.Since(began).Round(time.Millisecond))
 	return err
 }
@@ -147,7 +147,7 @@ func (t *test) namespaces(ctx context.Context) error {
 	test "$(readlink /proc/$pid/ns/mnt)" = "$(readlink /proc/1/ns/mnt)" || { echo "the appliance has a mount namespace of its own"; exit 1; }
 	early=$(systemctl show -p MainPID --value early)
 	test "$(readlink /proc/$early/ns/mnt)" != "$(readlink /proc/1/ns/mnt)" || { echo "the test has no namespace to look from"; exit 1; }
-	nsenter -t "$early" -m test -e /vhd/web01/os.vhd || { echo "an older mount namespace does not see the store"; exit 1; }
+	nsenter -t "$early" -m test -e /vhd/web01/os.raw || { echo "an older mount namespace does not see the store"; exit 1; }
 	systemctl stop early`)
 	return err
 }
@@ -156,15 +156,15 @@ func (t *test) namespaces(ctx context.Context) error {
 func (t *test) machineProcess(ctx context.Context) error {
 	machine := "[Service]\nType=oneshot\nUser=libvirt-qemu\nPrivateTmp=yes\nProtectHome=yes\nPrivateMounts=yes\n"
 	for _, c := range []string{"write -P 0xa7 1M 256k", "flush", "read -P 0xa7 1M 256k", "read -P 0 0 1M"} {
-		machine += "ExecStart=qemu-io -f raw -t none -c \"" + c + "\" /vhd/web01/os.vhd\n"
+		machine += "ExecStart=qemu-io -f raw -t none -c \"" + c + "\" /vhd/web01/os.raw\n"
 	}
 	if err := t.Put(ctx, "/run/systemd/system/machine.service", machine, 0o644); err != nil {
 		return err
 	}
-	_, err := t.Shell(ctx, `chown libvirt-qemu /vhd/web01/os.vhd && chmod 600 /vhd/web01/os.vhd
+	_, err := t.Shell(ctx, `chown libvirt-qemu /vhd/web01/os.raw && chmod 600 /vhd/web01/os.raw
 	systemctl daemon-reload && systemctl start machine || { journalctl -u machine -o cat; exit 1; }
-	test "$(stat -c %U /srv/vhd/web01/os.vhd)" = libvirt-qemu
-	if setpriv --reuid nobody --clear-groups cat /vhd/web01/os.vhd >/dev/null 2>&1; then echo "everybody may read it"; exit 1; fi`)
+	test "$(stat -c %U /srv/vhd/web01/os.raw)" = libvirt-qemu
+	if setpriv --reuid nobody --clear-groups cat /vhd/web01/os.raw >/dev/null 2>&1; then echo "everybody may read it"; exit 1; fi`)
 	return err
 }
 
@@ -181,7 +181,7 @@ func (t *test) point(ctx context.Context) error {
 		return fmt.Errorf("sync prints %q: %w", out, err)
 	}
 	binary, file := filepath.Join(t.dir, "payload", "tree", "usr", "local", "bin", "vhdrelay"), filepath.Join(t.dir, "export.raw")
-	cmd := exec.CommandContext(ctx, binary, "export", "web01/os.vhd", "--point", synced.Point, "--output", file, "--format", "raw", "--force", "--target", t.url())
+	cmd := exec.CommandContext(ctx, binary, "export", "web01/os.raw", "--point", synced.Point, "--output", file, "--format", "raw", "--force", "--target", t.url())
 	cmd.Env = append(os.Environ(), "AZURE_STORAGE_KEY="+t.azure.Key(), "AZURE_STORAGE_ACCOUNT="+t.azure.Account())
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("export of %s: %w\n%s", synced.Point, err, text)

@@ -28,7 +28,7 @@ func (t *test) stop(ctx context.Context) error {
 }
 
 // write changes a little of the disk, as a guest does, and says whether it was answered.
-const write = `qemu-io -f raw -t none -c "write -P 0x11 2M 64k" /vhd/web01/os.vhd`
+const write = `qemu-io -f raw -t none -c "write -P 0x11 2M 64k" /vhd/web01/os.raw`
 
 // suspect is what the last start found suspect, in bytes.
 func (t *test) suspect(ctx context.Context) (string, error) {
@@ -74,7 +74,7 @@ func (t *test) back(ctx context.Context, restartsBefore string) error {
 	if err := t.await(ctx, "ActiveState", func(s string) bool { return s == "active" }); err != nil {
 		return err
 	}
-	_, err := t.Shell(ctx, "mountpoint -q /vhd && test -e /vhd/web01/os.vhd")
+	_, err := t.Shell(ctx, "mountpoint -q /vhd && test -e /vhd/web01/os.raw")
 	return err
 }
 
@@ -136,8 +136,8 @@ Description=stands for a hypervisor
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=sh -c 'test -e /vhd/web01/os.vhd && echo started with disks >> /var/lib/order || echo started without >> /var/lib/order'
-ExecStop=sh -c 'test -e /vhd/web01/os.vhd && echo stopped with disks >> /var/lib/order || echo stopped without >> /var/lib/order; sync'
+ExecStart=sh -c 'test -e /vhd/web01/os.raw && echo started with disks >> /var/lib/order || echo started without >> /var/lib/order'
+ExecStop=sh -c 'test -e /vhd/web01/os.raw && echo stopped with disks >> /var/lib/order || echo stopped without >> /var/lib/order; sync'
 [Install]
 WantedBy=multi-user.target
 `
