@@ -71,8 +71,8 @@ func (s *store) answers() error {
 // ErrNoAnswer is wrapped by what the watchdog is told of a question that hangs.
 var ErrNoAnswer = errors.New("no answer")
 
-// watch asks a question that may hang, without hanging.
-type watch struct {
+// vigil asks a question that may hang, without hanging.
+type vigil struct {
 	ask func() error
 
 	mu struct {
@@ -82,10 +82,10 @@ type watch struct {
 	}
 }
 
-func newWatch(ask func() error) *watch { return &watch{ask: ask} }
+func newVigil(ask func() error) *vigil { return &vigil{ask: ask} }
 
 // look asks, or goes on waiting for an earlier question's answer, for answerWithin.
-func (w *watch) look() error {
+func (w *vigil) look() error {
 	timer := time.NewTimer(answerWithin)
 	defer timer.Stop()
 	answer, since := w.question()
@@ -100,7 +100,7 @@ func (w *watch) look() error {
 	}
 }
 
-func (w *watch) question() (<-chan error, time.Time) {
+func (w *vigil) question() (<-chan error, time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.mu.answer == nil {

@@ -31,7 +31,7 @@ func TestStopFitsIntoTheUnitsTime(t *testing.T) {
 func TestWatchNeitherHangsNorPilesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, hold := 0, make(chan struct{})
-		w := newWatch(func() error { asked++; <-hold; return nil })
+		w := newVigil(func() error { asked++; <-hold; return nil })
 		for range 3 {
 			began := time.Now()
 			if err := w.look(); !errors.Is(err, ErrNoAnswer) {

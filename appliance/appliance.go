@@ -279,7 +279,7 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.watchSecret(ctx) })
 	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
-	go notify.Watchdog(ctx, newWatch(a.alive).look, a.starve) // not waited for: it may hang with a mount, which is what it is for
+	go notify.Watchdog(ctx, newVigil(a.alive).look, a.starve) // not waited for: it may hang with a mount, which is what it is for
 }
 
 func (a *Appliance) mountAll() error {
