@@ -185,7 +185,7 @@ func (v *VM) openTable(d *disk) error {
 	if d.table() != nil {
 		return nil
 	}
-	t, err := checksum.OpenTable(v.tablePath(d))
+	t, err := checksum.OpenTableIn(v.opts.Tree, v.tablePath(d))
 	if err != nil {
 		return fmt.Errorf("disk %s: checksum table: %w", d.src.Name(), err)
 	}
@@ -224,10 +224,10 @@ func (v *VM) newTable(d *disk, virtualSize int64) (*checksum.Table, error) {
 	if err := d.closeTable(); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := v.opts.Tree.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	return checksum.CreateTable(v.tablePath(d), diskBlocks(virtualSize))
+	return checksum.CreateTableIn(v.opts.Tree, v.tablePath(d), diskBlocks(virtualSize))
 }
 
 // learnHoles enters zero for every block of a hole. A block written meanwhile is

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -37,6 +38,7 @@ type Options struct {
 	Live     func() Live  // asked at every turn: a reload changes it
 	Quota    func() int64 // bytes that spool and saved blocks may take now
 	TableDir string       // holds one checksum table a disk
+	Tree     durable.Tree // the file system TableDir is on; nil: the operating system's
 	Now      func() time.Time
 	Hook     func(point string) // failpoints, nil in production
 	Log      *slog.Logger
@@ -86,11 +88,11 @@ type VM struct {
 
 	// spoolGate is held by the ship stage while it works on one manifest and by
 	// a give-up, which must not pull a manifest away under it. Held over network I/O.
-	spoolGate sync.Mutex
+	spoolGate gate
 
 	// captureGate is held for one capture, and by a takeover, after which nothing
 	// that was captured before counts. Held over I/O.
-	captureGate sync.Mutex
+	captureGate gate
 
 	sealing turn // of the capture stage
 
@@ -148,7 +150,7 @@ func New(deps Deps, opts Options) (*VM, error) {
 	if v := state.get().Version; v > stateVersion {
 		return nil, fmt.Errorf("vm %s: pipeline state has version %d, this binary knows %d: install the newer one: %w", opts.Name, v, stateVersion, ErrVersion)
 	}
-	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{}), rest: newRest(opts.Resting)}
+	v := &VM{opts: opts, deps: deps, state: state, connected: make(chan struct{}), spoolGate: newGate(), captureGate: newGate(), rest: newRest(opts.Resting)}
 	if deps.Probe == nil {
 		v.deps.Probe = retry.NewProbe(v.answers, 0, 0)
 	}
@@ -169,6 +171,9 @@ func New(deps Deps, opts Options) (*VM, error) {
 func withDefaults(o Options) Options {
 	if o.Live == nil {
 		o.Live = func() Live { return Live{} }
+	}
+	if o.Tree == nil {
+		o.Tree = durable.OS{}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -303,7 +308,7 @@ func (v *VM) RemoveDisk(id string) {
 	}
 	d.state.retire() // a stage may be at work on the disk still
 	// And on the table: it is closed between two captures.
-	if err := os.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := v.opts.Tree.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		v.opts.Log.Warn("table of a removed disk is left over", "disk", d.src.Name(), "cause", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
@@ -69,26 +70,34 @@ type Table struct {
 // position 0. It is durable, as a whole, when the function returns. It returns
 // os.ErrExist if there is a file at path.
 func CreateTable(path string, blocks extent.DiskBlock) (*Table, error) {
+	return CreateTableIn(durable.OS{}, path, blocks)
+}
+
+// CreateTableIn is CreateTable on another file system.
+func CreateTableIn(tree durable.Tree, path string, blocks extent.DiskBlock) (*Table, error) {
 	if blocks < 0 || blocks > maxBlocks {
 		return nil, fmt.Errorf("creating checksum table %s: %w: %d blocks", path, ErrRange, int64(blocks))
 	}
 	h := header{blocks: blocks}
 	rand.Read(h.id[:]) // never returns an error, says crypto/rand
-	if err := createFile(path, h); err != nil {
+	if err := createFile(tree, path, h); err != nil {
 		return nil, fmt.Errorf("creating checksum table: %w", err)
 	}
-	return OpenTable(path)
+	return OpenTableIn(tree, path)
 }
 
 // OpenTable opens the table at path and reads it once, in a stream, to learn
 // which entries are unknown. It returns ErrMagic, ErrVersion, ErrChecksum or
 // ErrTruncated if the file is no table that can be used.
-func OpenTable(path string) (*Table, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+func OpenTable(path string) (*Table, error) { return OpenTableIn(durable.OS{}, path) }
+
+// OpenTableIn is OpenTable on another file system.
+func OpenTableIn(tree durable.Tree, path string) (*Table, error) {
+	f, err := tree.Edit(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening checksum table: %w", err)
 	}
-	t, err := open(path, disk{f})
+	t, err := open(path, disk{f, tree, path})
 	if err != nil {
 		return nil, fmt.Errorf("opening checksum table %s: %w", path, errors.Join(err, f.Close()))
 	}
@@ -237,6 +246,9 @@ func (t *Table) fail(err error) error {
 	}
 	return t.mu.broken
 }
+
+// Err is why the table is out of use (ErrBroken), nil while it is not.
+func (t *Table) Err() error { return t.broken() }
 
 func (t *Table) broken() error {
 	t.mu.RLock()

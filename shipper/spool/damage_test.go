@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 )
 
 func write(t *testing.T, path, data string) {
@@ -193,7 +195,7 @@ func TestOpenRemovesDraftsAndTemporaryFiles(t *testing.T) {
 	if err := a.led.check(s); err != nil {
 		t.Fatal(err)
 	}
-	names, err := osFiles{}.ReadDir(filepath.Join(dir, "1-1"))
+	names, err := durable.OS{}.ReadDir(filepath.Join(dir, "1-1"))
 	if err != nil || !slices.Equal(names, []string{"a.seg", manifestName}) {
 		t.Fatal(names, err)
 	}

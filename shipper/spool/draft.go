@@ -37,7 +37,7 @@ type draftSegment struct {
 	d    *Draft
 	path string
 	file durable.File
-	back readFile // nil until something is read
+	back durable.Reader // nil until something is read
 	size int64
 }
 

@@ -188,20 +188,20 @@ func (d *disk) ReadFile(path string) ([]byte, error) {
 	return bytes.Clone(n.data), nil
 }
 
-func (d *disk) Stat(path string) (fileInfo, error) {
+func (d *disk) Stat(path string) (durable.Info, error) {
 	if err := d.op("stat", path); err != nil {
-		return fileInfo{}, err
+		return durable.Info{}, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := d.findLocked(path)
 	if n == nil {
-		return fileInfo{}, notExist("stat", path)
+		return durable.Info{}, notExist("stat", path)
 	}
-	return fileInfo{size: int64(len(n.data)), allocated: int64(len(n.data)), dir: n.dir}, nil
+	return durable.Info{Size: int64(len(n.data)), Allocated: int64(len(n.data)), Dir: n.dir}, nil
 }
 
-func (d *disk) Open(path string) (readFile, error) {
+func (d *disk) Open(path string) (durable.Reader, error) {
 	data, err := d.ReadFile(path)
 	return memoryReader{bytes.NewReader(data)}, err
 }
@@ -274,4 +274,8 @@ func (n *node) crash(keep func() bool) *node {
 		}
 	}
 	return after
+}
+
+func (d *disk) Edit(path string) (durable.Editor, error) {
+	return nil, &iofs.PathError{Op: "edit", Path: path, Err: errors.ErrUnsupported} // the spool changes nothing in place
 }

@@ -15,10 +15,13 @@ import (
 // temporary files are deleted. An intended give-up is not finished here, because the entries of its epochs must be made unknown
 // first: see GiveUpFrom. Epochs that cannot be used are reported by Damaged. A document of a newer version fails with
 // ErrVersion and changes nothing.
-func Open(dir string, opts Options) (*Spool, error) { return open(dir, opts, osFiles{}) }
+func Open(dir string, opts Options) (*Spool, error) { return open(dir, opts, opts.Tree) }
 
-func open(dir string, opts Options, fs files) (*Spool, error) {
+func open(dir string, opts Options, fs durable.Tree) (*Spool, error) {
 	s := &Spool{dir: filepath.Clean(dir), fs: fs, hook: opts.Hook, log: opts.Log}
+	if s.fs == nil {
+		s.fs = durable.OS{}
+	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -126,8 +129,8 @@ func (s *Spool) checkSizes(m *Manifest) error {
 			return Damage{m.Generation, m.Epoch, fmt.Errorf("%w: %s", ErrMissing, path)}
 		case err != nil:
 			return err
-		case info.size != d.Segment.Size:
-			return Damage{m.Generation, m.Epoch, fmt.Errorf("%w: %s has %d bytes, expected %d", ErrSegment, path, info.size, d.Segment.Size)}
+		case info.Size != d.Segment.Size:
+			return Damage{m.Generation, m.Epoch, fmt.Errorf("%w: %s has %d bytes, expected %d", ErrSegment, path, info.Size, d.Segment.Size)}
 		}
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,12 +24,13 @@ const (
 type Options struct {
 	Hook func(point string) // called at the points in Points; nil: not
 	Log  *slog.Logger       // nil: slog.Default()
+	Tree durable.Tree       // nil: the operating system's
 }
 
 // Spool is one VM's directory of epochs. All methods are safe for concurrent use.
 type Spool struct {
 	dir  string
-	fs   files
+	fs   durable.Tree
 	hook func(string)
 	log  *slog.Logger
 
@@ -90,27 +90,27 @@ func (s *Spool) Damaged() []Damage {
 
 // OpenSegment opens the segment of a disk in an epoch for reading. ErrMissing if the file is gone, ErrSegment if its size is not
 // what the manifest says: then the epoch and everything after it must be given up.
-func (s *Spool) OpenSegment(m *Manifest, diskID string) (*os.File, error) {
+func (s *Spool) OpenSegment(m *Manifest, diskID string) (durable.Reader, error) {
 	d := m.Disk(diskID)
 	if d == nil || d.Segment == nil {
 		return nil, fmt.Errorf("segment of disk %q in epoch %d: %w", diskID, m.Epoch, ErrUnknown)
 	}
-	f, err := os.Open(s.path(m.Generation, m.Epoch, d.Segment.Name))
+	path := s.path(m.Generation, m.Epoch, d.Segment.Name)
+	info, err := s.fs.Stat(path)
 	if isNotExist(err) {
 		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	fi, err := f.Stat()
-	if err == nil && fi.Size() != d.Segment.Size {
-		err = fmt.Errorf("%w: %s has %d bytes, expected %d", ErrSegment, f.Name(), fi.Size(), d.Segment.Size)
+	if info.Size != d.Segment.Size {
+		return nil, fmt.Errorf("%w: %s has %d bytes, expected %d", ErrSegment, path, info.Size, d.Segment.Size)
 	}
-	if err != nil {
-		_ = f.Close() // opened for reading only
-		return nil, err
+	f, err := s.fs.Open(path)
+	if isNotExist(err) { // a give-up took it since
+		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
 	}
-	return f, nil
+	return f, err
 }
 
 // Update makes the flags of m durable: RecordAttempted, Uploaded, and Closed with OpenReason. After an error the document has
@@ -163,8 +163,8 @@ func (s *Spool) allocated(dir string) (int64, error) {
 		if err != nil && !isNotExist(err) {
 			return 0, err
 		}
-		total += info.allocated
-		if info.dir {
+		total += info.Allocated
+		if info.Dir {
 			n, err := s.allocated(path)
 			if err != nil {
 				return 0, err
