@@ -26,7 +26,7 @@ func (v *VM) captureStep(ctx context.Context) error {
 	if st := v.state.get(); st.Generation == 0 || st.TakingOver != 0 {
 		return v.lost() // no generation to name an epoch with
 	}
-	if err := errors.Join(v.lost(), v.settle()); err != nil {
+	if err := errors.Join(v.lost(), v.settle(), v.mendTables()); err != nil {
 		return err
 	}
 	if err := v.finish(ctx); err != nil {

@@ -24,8 +24,7 @@ func (v *VM) idleVM(disks []*disk) bool {
 	return !recorded.IsZero() && recorded.Epoch == v.newestManifest() && v.listsAll(disks)
 }
 
-// listsAll tells whether the newest point is complete for every complete disk, under
-// the name it has.
+// listsAll tells whether the newest point is complete for every complete disk.
 func (v *VM) listsAll(disks []*disk) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -34,7 +33,7 @@ func (v *VM) listsAll(disks []*disk) bool {
 	}
 	newest := v.mu.records[len(v.mu.records)-1]
 	for _, d := range disks {
-		if rd, ok := newest.Disk(d.state.get().Key); !ok || rd.State != catalog.StateComplete || rd.Name != d.src.Name() {
+		if rd, ok := newest.Disk(d.state.get().Key); !ok || rd.State != catalog.StateComplete {
 			return false
 		}
 	}

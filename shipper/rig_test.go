@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -43,6 +44,7 @@ type rig struct {
 	quota  int64
 	owner  catalog.Owner
 	policy retention.Policy
+	tree   durable.Tree       // of the tables; nil: the operating system's
 	hook   func(point string) // may panic with crashed{}
 
 	clock     *clock
@@ -123,7 +125,7 @@ func (r *rig) open() {
 	r.must(err)
 	r.vm, err = New(Deps{Volume: testVolume{r}, Spool: r.spool, Docs: testDocuments{r.j}, Buffers: NewBuffers(8 * target.MaxPut),
 		Open: func(context.Context) (target.Target, error) { return r.target, nil }},
-		Options{Name: "vm", ID: r.log.ID(), Owner: r.owner, TableDir: r.dir, Now: r.clock.Now, Hook: r.point, Log: quiet,
+		Options{Name: "vm", ID: r.log.ID(), Owner: r.owner, TableDir: r.dir, Tree: r.tree, Now: r.clock.Now, Hook: r.point, Log: quiet,
 			Quota: func() int64 { return r.quota }, Live: func() Live { return Live{Policy: r.policy} }})
 	r.must(err)
 	close(r.vm.connected) // nobody waits for it: the steps are called in order

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/segment"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 )
@@ -37,6 +38,11 @@ func (v *VM) commitTable(m *spool.Manifest, md spool.ManifestDisk) error {
 	if m.Epoch <= table.Position() {
 		return nil
 	}
+	return v.commitSegment(table, m, md)
+}
+
+// commitSegment enters the checksums of one segment into a table.
+func (v *VM) commitSegment(table *checksum.Table, m *spool.Manifest, md spool.ManifestDisk) error {
 	f, err := v.deps.Spool.OpenSegment(m, md.ID)
 	if err != nil {
 		return err
@@ -47,6 +53,57 @@ func (v *VM) commitTable(m *spool.Manifest, md spool.ManifestDisk) error {
 		return err
 	}
 	return table.Commit(m.Epoch, diskBlocks(md.VirtualSize), r.Changes())
+}
+
+// mendTables opens every table anew that an error of its disk took out of use, so
+// that an error that passes needs no restart.
+func (v *VM) mendTables() error {
+	for _, d := range v.disks() {
+		if err := v.mendTable(d); err != nil {
+			return fmt.Errorf("disk %s: checksum table opened anew: %w", d.src.Name(), err)
+		}
+	}
+	return nil
+}
+
+// mendTable holds the disk's lock throughout: nothing may be forgotten in a table
+// that a redo is still to change. Until the new table is ready the old one refuses
+// everything.
+func (v *VM) mendTable(d *disk) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.mu.table
+	if old == nil || old.Err() == nil {
+		return nil
+	}
+	t, err := checksum.OpenTableIn(v.opts.Tree, v.tablePath(d))
+	if err != nil {
+		return err
+	}
+	if err := v.redoTable(d, t); err != nil {
+		return errors.Join(err, t.Close())
+	}
+	d.mu.table = t
+	v.opts.Log.Info("checksum table is in use again", "disk", d.src.Name(), "cause", old.Err())
+	return old.Close()
+}
+
+// redoTable brings a table that was opened anew up to the spool, as a start does.
+func (v *VM) redoTable(d *disk, t *checksum.Table) error {
+	st := d.state.get()
+	for _, m := range v.deps.Spool.Manifests() {
+		if from, pending := v.deps.Spool.GiveUpFrom(); pending && m.Epoch >= from {
+			break
+		}
+		md := m.Disk(d.src.ID())
+		if md == nil || md.State != spool.Complete || md.Segment == nil || st.Stage != StageComplete || m.Epoch <= max(st.Base, t.Position()) {
+			continue
+		}
+		if err := v.commitSegment(t, m, *md); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepFacts makes the sizes of an epoch the disks' own, and notes whom it carries.

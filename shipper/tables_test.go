@@ -1,0 +1,59 @@
+package shipper
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/vhdrelay/vhdrelay/journal/durable"
+)
+
+// sickTree fails writes in place while it is sick.
+type sickTree struct {
+	durable.OS
+	sick *bool
+}
+
+func (t sickTree) Edit(path string) (durable.Editor, error) {
+	f, err := t.OS.Edit(path)
+	return sickFile{f, t.sick}, err
+}
+
+type sickFile struct {
+	durable.Editor
+	sick *bool
+}
+
+func (f sickFile) WriteAt(p []byte, off int64) (int, error) {
+	if *f.sick {
+		return 0, syscall.EIO
+	}
+	return f.Editor.WriteAt(p, off)
+}
+
+// An error of the state disk takes a table out of use; when it has passed the next
+// capture goes on, without a restart and without a comparison of everything.
+func TestTableIsInUseAgainAfterAnErrorOfItsDisk(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("a.raw", 3*mib))
+		sick := false
+		r.tree = sickTree{sick: &sick}
+		r.crash() // opens its tables there
+		r.fill("a.raw", 0, mib, 1)
+		r.quiesce()
+		r.fill("a.raw", 0, mib, 2)
+		sick = true
+		if err := r.run(r.vm.captureStep); err == nil {
+			t.Fatal("a capture whose table cannot be written succeeds")
+		}
+		if err := r.run(r.vm.captureStep); err == nil {
+			t.Fatal("it succeeds while the disk is sick still")
+		}
+		sick = false
+		r.fill("a.raw", 2*mib, 4*kib, 3)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		if n := r.vm.disks()[0].table().UnknownCount(); n != 0 {
+			t.Errorf("%d entries are unknown", n)
+		}
+		r.finish()
+	})
+}
