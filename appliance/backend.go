@@ -16,12 +16,11 @@ import (
 
 func (a *Appliance) find(vm string) (*machine, error) {
 	a.mu.Lock()
-	m := a.mu.machines[vm]
-	a.mu.Unlock()
-	if m == nil {
-		return nil, a.noVM(vm)
+	defer a.mu.Unlock()
+	if m := a.mu.machines[vm]; m != nil {
+		return m, nil
 	}
-	return m, nil
+	return nil, a.noVM(vm)
 }
 
 // Sync implements control.Backend.

@@ -110,8 +110,7 @@ func (n note) reason() control.Reason {
 	return r
 }
 
-// untrackedOf lists the VM's images that are served without a tracker, and what is
-// wrong with the store around them.
+// untrackedOf lists the VM's images that are served without a tracker.
 func (s *store) untrackedOf(vm string) []control.Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +120,7 @@ func (s *store) untrackedOf(vm string) []control.Reason {
 			reasons = append(reasons, n.reason())
 		}
 	}
-	return append(reasons, s.hostReasonsLocked(vm)...)
+	return reasons
 }
 
 // untrackedVMs are the VMs that have such images.
@@ -180,7 +179,7 @@ func (s *store) distrust(reason string) error {
 	defer s.mu.Unlock()
 	for _, a := range s.mu.images {
 		if err := a.disk.SetSuspect(reason); err != nil {
-			return fmt.Errorf("%s: %w", a.at(), err)
+			return fmt.Errorf("%s: %w", a.path, err)
 		}
 	}
 	return nil

@@ -137,11 +137,8 @@ func (s *store) moved(e entry, to string) {
 	if e.isDisk() && s.volumes != nil {
 		s.volumes.Renamed(e.path, to, e.id)
 	}
-	switch {
-	case e.node != nil:
+	if e.node != nil {
 		s.retrack(e.node)
-	case e.isDisk() && s.volumes != nil && !image.IsImageName(to):
-		s.volumes.Closed(to, e.id)
 	}
 }
 

@@ -1,0 +1,189 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc64"
+	"slices"
+
+	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
+	"github.com/vhdrelay/vhdrelay/shipper/restore"
+	"github.com/vhdrelay/vhdrelay/shipper/retention"
+)
+
+// nvme is CRC-64/NVME by the standard library, so that a mistake of ours cannot agree with itself.
+var nvme = crc64.MakeTable(0x9a6c9329ac4bc9b5)
+
+// judge holds everything at the target against the oracle, and the local state against the disks.
+func (w *world) judge(m *machine) {
+	doc, records, err := catalog.Load(context.Background(), w.target, m.name)
+	if err != nil {
+		w.fail("points of %s: %v", m.name, err)
+		return
+	}
+	for _, rec := range records {
+		w.judgePoint(m, doc, records, rec)
+	}
+	w.judgeAcks(m.name, records)
+	w.judgeNewest(m, doc, records)
+	w.judgeLocal(m)
+}
+
+// judgePoint restores a point and asks the oracle for its cut.
+func (w *world) judgePoint(m *machine, doc catalog.VMDoc, records []catalog.Record, rec catalog.Record) {
+	w.mu.Lock()
+	s, known := w.mu.seals[rec.EpochUUID]
+	w.mu.Unlock()
+	if !known {
+		w.fail("I5: point %s/%s is of an epoch that was never sealed", m.name, rec.ID())
+		return
+	}
+	disks, err := w.restore(doc, records, rec)
+	if err != nil {
+		w.fail("point %s/%s: %v", m.name, rec.ID(), err)
+		return
+	}
+	w.struck("point")
+	if err := s.line.Judge(s.seal, disks, 1); err != nil {
+		w.fail("I2: point %s/%s: %v", m.name, rec.ID(), err)
+	}
+}
+
+// restore reads all complete disks of a point, by name, and proves each against its CRC-64.
+func (w *world) restore(doc catalog.VMDoc, records []catalog.Record, rec catalog.Record) (map[string][]byte, error) {
+	disks := map[string][]byte{}
+	for _, rd := range rec.Disks {
+		if rd.State != catalog.StateComplete {
+			continue
+		}
+		d, err := restore.Open(context.Background(), w.target, doc, records, rec.ID(), rd.ID, restore.Options{})
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", rd.Name, err)
+		}
+		got := make([]byte, d.Size())
+		if _, err := d.ReadAt(got, 0); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", rd.Name, err)
+		}
+		sum := crc64.Update(0, nvme, got)
+		if short := len(got) % page; short != 0 {
+			sum = crc64.Update(sum, nvme, make([]byte, page-short))
+		}
+		if fmt.Sprintf("%016x", sum) != rd.Sum {
+			return nil, fmt.Errorf("disk %s: CRC-64 %016x, recorded %s", rd.Name, sum, rd.Sum)
+		}
+		disks[rd.Name] = got
+	}
+	return disks, nil
+}
+
+// judgeAcks: a point that somebody was told is there, and holds what was answered before he asked.
+func (w *world) judgeAcks(vm string, records []catalog.Record) {
+	w.mu.Lock()
+	acks, seals := slices.Clone(w.mu.acks), w.mu.seals
+	w.mu.Unlock()
+	for _, a := range acks {
+		i := slices.IndexFunc(records, func(r catalog.Record) bool { return r.ID().String() == a.point })
+		switch {
+		case a.vm != vm:
+		case i < 0:
+			if w.policy == retention.DefaultPolicy {
+				w.fail("point %s/%s was acknowledged and is gone", vm, a.point)
+			}
+		case seals[records[i].EpochUUID].line == a.line && seals[records[i].EpochUUID].seal.Before(a.before):
+			w.fail("point %s/%s was sealed before the `sync --wait` that it answered", vm, a.point)
+		}
+	}
+}
+
+// judgeNewest: with all guests gone, the newest point is what the disks hold.
+func (w *world) judgeNewest(m *machine, doc catalog.VMDoc, records []catalog.Record) {
+	if len(records) == 0 {
+		w.fail("vm %s has no point at its end", m.name)
+		return
+	}
+	newest := records[len(records)-1]
+	disks, err := w.restore(doc, records, newest)
+	if err != nil {
+		return // said already
+	}
+	for _, t := range m.all() {
+		got, ok := disks[t.image.name]
+		if !ok {
+			w.fail("the newest point of %s has no disk %s", m.name, t.image.name)
+		} else if !bytes.Equal(got, t.image.content()) {
+			w.fail("the newest point %s/%s is not what disk %s holds", m.name, newest.ID(), t.image.name)
+		}
+	}
+	if len(disks) != len(m.all()) {
+		w.fail("the newest point of %s has %d disks, the VM %d", m.name, len(disks), len(m.all()))
+	}
+}
+
+// judgeLocal runs the product's own checks over what is at rest.
+func (w *world) judgeLocal(m *machine) {
+	if err := m.spool.CheckDeep(); err != nil {
+		w.fail("spool of %s: %v", m.name, err)
+	}
+	if err := m.p.j.Check(); err != nil {
+		w.fail("journal: %v", err)
+	}
+	if err := journal.Check(m.p.h.store); err != nil {
+		w.fail("journal's store: %v", err)
+	}
+	for _, t := range m.all() {
+		if table, _, ok := m.pipe.Table(t.disk.ID()); ok {
+			if err := table.Check(); err != nil {
+				w.fail("table of %s/%s: %v", m.name, t.image.name, err)
+			}
+		}
+	}
+	for _, t := range m.all() {
+		if err := cover(m, t); err != nil {
+			w.fail("I4: %s/%s: %v", m.name, t.image.name, err)
+		}
+	}
+}
+
+// checkCover runs while nothing else does: between recovery and the first request of a guest.
+func (w *world) checkCover(p *process) {
+	for _, m := range p.machines() {
+		for _, t := range m.all() {
+			if err := cover(m, t); err != nil && p.life.isAlive() {
+				w.fail("I1, I4, I11: after a start, %s/%s: %v", m.name, t.image.name, err)
+			}
+		}
+	}
+}
+
+// cover: wherever source and table differ, somebody knows: the change set, an unknown entry, or suspicion.
+func cover(m *machine, t *tracked) error {
+	table, _, ok := m.pipe.Table(t.disk.ID())
+	if !ok {
+		return nil
+	}
+	var suspect extent.Set[extent.FileBlock]
+	for _, r := range t.disk.Suspect() {
+		suspect.Add(r)
+	}
+	entries, err := table.Entries(extent.Range[extent.DiskBlock]{End: table.Blocks()}, nil)
+	if err != nil {
+		return nil // out of use: the next start opens it anew
+	}
+	data := t.image.content()
+	for i, e := range entries[:min(len(entries), (len(data)+page-1)/page)] { // beyond the end the size itself tells of the difference
+		block := make([]byte, page)
+		copy(block, data[i*page:])
+		file := extent.Range[extent.FileBlock]{Start: extent.FileBlock(i), End: extent.FileBlock(i) + 1} // raw and fixed: the same numbers
+		if e.Known && e.Sum != checksum.Block(block) && !suspect.Overlaps(file) && !t.disk.Changed(file) {
+			return fmt.Errorf("%w: block %d of %d, file of %d bytes, table at %d", errLost, i, table.Blocks(), len(data), table.Position())
+		}
+	}
+	return nil
+}
+
+var errLost = errors.New("a difference that nobody knows of")

@@ -1,0 +1,286 @@
+package sim
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/sim/oracle"
+	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
+	"github.com/vhdrelay/vhdrelay/shipper"
+	"github.com/vhdrelay/vhdrelay/shipper/retention"
+	"github.com/vhdrelay/vhdrelay/shipper/spool"
+	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+)
+
+// world is one history: its machines, its target, what strikes them, and the ledger of what somebody was told.
+type world struct {
+	seed   uint64
+	dir    string // of the real file system, for saved blocks
+	*dice         // of set-up and steps
+	haste  *dice  // how long things take
+	target *fake.Fake
+	fate   *fate
+
+	// What a history has from its seed and keeps.
+	vms      []string
+	regions  int  // cap of the activity log
+	saves    bool // blocks can be saved
+	interval time.Duration
+	apply    time.Duration
+	policy   retention.Policy
+	pace     time.Duration // of the guests
+
+	quota  atomic.Int64
+	offset atomic.Int64 // of the clock, nanoseconds
+	inode  atomic.Uint64
+
+	guests  sync.WaitGroup
+	leaving chan struct{} // closed when guests and operators are to end
+
+	mu struct { // guards all below; no I/O under it
+		sync.Mutex
+		current  *process // nil: none runs
+		seals    map[string]sealed
+		closed   map[string]manifest // by epoch UUID
+		acks     []ack
+		counts   map[string]int
+		wrong    []string
+		quotaMax int64 // that the spool may have by now
+		trace    []string
+	}
+}
+
+// sealed is one seal the oracle heard of.
+type sealed struct {
+	line *oracle.Timeline
+	seal *oracle.Seal
+}
+
+// manifest is an epoch that was in the spool.
+type manifest struct {
+	vm     string
+	epoch  uint64
+	closed bool
+}
+
+// ack is a `sync --wait` that returned.
+type ack struct {
+	vm     string
+	line   *oracle.Timeline
+	before *oracle.Seal // asked for when the call began
+	point  string
+}
+
+func newWorld(seed uint64, dir string) *world {
+	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), leaving: make(chan struct{})}
+	w.mu.seals, w.mu.closed, w.mu.counts = map[string]sealed{}, map[string]manifest{}, map[string]int{}
+	uuid.SetRand(reader{rand.New(rand.NewPCG(seed, 5))})
+	w.target = fake.New(fake.Options{Now: time.Now})
+	w.fate = newFate(w)
+	w.target.SetHook(w.fate.targetFault)
+	w.vms = []string{"one", "two"}[:1+w.draw(4)/3]
+	w.regions = []int{2, 3, 6, journal.DefaultActivityRegions}[w.draw(4)]
+	w.saves = w.draw(8) != 0
+	w.interval = time.Duration(5+w.draw(20)) * time.Second
+	w.apply = time.Duration(20+w.draw(100)) * time.Second
+	w.policy = retention.DefaultPolicy
+	if w.draw(5) == 0 {
+		w.policy = retention.Policy{Dense: time.Minute, Hourly: time.Hour}
+	}
+	w.pace = []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}[w.draw(3)]
+	w.setQuota(256 * mib)
+	return w
+}
+
+// reader makes UUIDs that depend on the seed alone.
+type reader struct{ rng *rand.Rand }
+
+func (r reader) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(r.rng.Uint32())
+	}
+	return len(p), nil
+}
+
+// newHost makes a machine with images of random sizes, none of which was seen by anybody.
+func (w *world) newHost() *host {
+	l := newLife()
+	h := &host{store: &memory.Store{}, tree: newPlatter(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
+		lines: map[string]*oracle.Timeline{}, boot: journal.Boot{ID: "boot", Start: w.now().Add(-time.Hour)}}
+	for _, vm := range w.vms {
+		h.images[vm], h.lines[vm] = map[string]*Image{}, oracle.New()
+		for _, name := range []string{"a.raw", "b.vhd", "c.raw"}[:1+w.draw(3)] {
+			w.addImage(h, vm, name)
+		}
+	}
+	return h
+}
+
+// addImage puts an image of random size and content into a VM's directory.
+func (w *world) addImage(h *host, vm, name string) *Image {
+	size := 1 + w.draw(10*mib)
+	if isVHD(name) {
+		size = mib * (1 + w.draw(9))
+	}
+	content := make([]byte, size)
+	for at := 0; at < size; at += 64 * kib * (1 + w.draw(8)) {
+		n := min(size-at, 100+w.draw(40*kib))
+		fill(content[at:at+n], uint64(w.draw(1<<30)))
+	}
+	img := newImage(name, w.inode.Add(1), content, w.now())
+	w.equip(img, h.tree.life)
+	if _, have := h.images[vm][name]; !have {
+		h.order[vm] = append(h.order[vm], name)
+	}
+	h.images[vm][name] = img
+	h.lines[vm].Reset(name, content)
+	return img
+}
+
+// fill writes bytes that name their writer, compressible or not.
+func fill(p []byte, id uint64) {
+	rng := rand.New(rand.NewPCG(id, 9))
+	if id%3 == 0 {
+		for i := range p {
+			p[i] = byte(id>>(8*(i%4))) | 1
+		}
+		return
+	}
+	for i := 0; i+8 <= len(p); i += 8 {
+		v := rng.Uint64()
+		for k := range 8 {
+			p[i+k] = byte(v >> (8 * k))
+		}
+	}
+}
+
+// dice is a stream of random numbers of its own, so that who draws from another one first does not matter.
+type dice struct {
+	mu struct { // guards the stream; no I/O
+		sync.Mutex
+		rng *rand.Rand
+	}
+}
+
+func newDice(seed, stream uint64) *dice {
+	d := &dice{}
+	d.mu.rng = rand.New(rand.NewPCG(seed, stream))
+	return d
+}
+
+// draw returns a number in [0, n).
+func (d *dice) draw(n int) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.rng.IntN(n)
+}
+
+// turns is how long a slow operation takes this time.
+func (w *world) turns(slow int32) int {
+	if slow <= 0 {
+		return 0
+	}
+	return w.haste.draw(int(slow))
+}
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.offset.Load())) }
+
+func (w *world) live() shipper.Live {
+	return shipper.Live{Interval: w.interval, ApplyInterval: w.apply, Policy: w.policy}
+}
+
+// struck counts what happened; a kind of fault that never happens proves nothing.
+func (w *world) struck(kind string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.counts[kind]++
+}
+
+// fail notes what must not be. The history goes on to its end.
+func (w *world) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.mu.wrong) < 20 {
+		w.mu.wrong = append(w.mu.wrong, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *world) noteSeal(id string, line *oracle.Timeline, s *oracle.Seal) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.seals[id] = sealed{line, s}
+	w.mu.counts["seal"]++
+}
+
+func (w *world) noteManifest(m *machine, doc *spool.Manifest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.closed[doc.EpochUUID] = manifest{vm: m.name, epoch: doc.Epoch, closed: doc.Closed}
+	if !doc.Closed {
+		w.mu.counts["open epoch"]++
+	}
+}
+
+// setQuota changes the quota. What the spool has by then may stay until it is given up.
+func (w *world) setQuota(n int64) {
+	w.quota.Store(n)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.quotaMax = max(n, w.mu.quotaMax)
+}
+
+// quotaSlack is what documents and the epoch under way may take beyond the quota, in bytes: it is judged when it is written.
+const quotaSlack = 1 * mib
+
+// checkQuota holds I10: however long the outage, the spool does not grow beyond its quota.
+func (w *world) checkQuota(p *process, used int64) {
+	w.mu.Lock()
+	limit := w.mu.quotaMax*int64(len(w.vms)) + quotaSlack
+	w.mu.Unlock()
+	if used > limit {
+		w.fail("I10: the spool has %d bytes, the quota allows %d", used, limit)
+	}
+}
+
+// active is the process that serves guests now; nil if none does.
+func (w *world) active() *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.current
+}
+
+func (w *world) setActive(p *process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.current = p
+}
+
+func (w *world) counts() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.mu.counts)
+}
+
+// asleep waits, unless everybody is to leave first: then it returns false.
+func (w *world) asleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-w.leaving:
+		return false
+	}
+}
