@@ -36,7 +36,7 @@ var httpOwners = []string{"shipper/pageblob", "appliance"}
 var leaves = map[string][]string{
 	"journal/extent":  {},
 	"journal/durable": {},
-	"resync/checksum": {"journal/extent"},
+	"resync/checksum": {"journal/extent", "journal/durable"},
 	"fs/image":        {"journal/extent"},
 	"shipper/segment": {"journal/extent", "resync/checksum"},
 }

@@ -67,12 +67,11 @@ type machine struct {
 	}
 }
 
-// tracked is an attached image. use is held for reading by a guest's request, for writing while the image ceases to be a
-// disk.
+// tracked is an attached image.
 type tracked struct {
 	image *Image
 	disk  *journal.Disk
-	use   sync.RWMutex
+	use   sync.RWMutex // held for reading over a guest's request and its I/O, for writing while the image ceases to be a disk
 }
 
 // start boots a process over what the host holds. An error is one of recovery: the process is dead then, or to be killed.
