@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,14 +18,17 @@ import (
 
 // volume shows a VM of the journal as the shipper consumes it: the stages do not
 // import each other.
-type volume struct{ vm *journal.VM }
+type volume struct {
+	vm      *journal.VM
+	foreign func(diskID string) bool // another process may be writing to the image
+}
 
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}
-	return epoch{s}, nil
+	return epoch{s, v.foreign}, nil
 }
 
 func (v volume) Deactivate(ctx context.Context) error {
@@ -37,7 +41,10 @@ func (v volume) LastEpoch() uint64 { return v.vm.LastEpoch() }
 func (v volume) RaiseEpoch(atLeast uint64) error { return v.vm.RaiseEpoch(atLeast) }
 
 // epoch shows a sealed epoch.
-type epoch struct{ *journal.Sealed }
+type epoch struct {
+	*journal.Sealed
+	foreign func(diskID string) bool
+}
 
 func (e epoch) Number() uint64 { return e.Sealed.Epoch }
 
@@ -56,24 +63,28 @@ func (e epoch) Disks() []string {
 func (e epoch) Disk(id string) (shipper.EpochDisk, bool) {
 	for _, d := range e.Sealed.Disks {
 		if d.Disk.ID() == id {
-			return sealedDisk{d}, true
+			return sealedDisk{d, e.foreign(id)}, true
 		}
 	}
 	return nil, false
 }
 
-type sealedDisk struct{ *journal.SealedDisk }
+type sealedDisk struct {
+	*journal.SealedDisk
+	foreign bool
+}
 
 func (s sealedDisk) FileSize() int64 { return s.Size }
 
-func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal }
+func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal || s.foreign }
 
 func (s sealedDisk) List(maxRun int64) iter.Seq[shipper.FileRange] { return s.SealedDisk.List(maxRun) }
 
 // source is the live side of a disk.
 type source struct {
-	disk *journal.Disk
-	file *os.File
+	disk    *journal.Disk
+	file    *os.File
+	foreign *atomic.Bool // another process may be writing to it
 }
 
 func (s source) ID() string { return s.disk.ID() }
@@ -116,7 +127,7 @@ func whileRemoved(err error) error {
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
-func (s source) Suspect() bool { return len(s.disk.Suspect()) > 0 }
+func (s source) Suspect() bool { return s.foreign.Load() || len(s.disk.Suspect()) > 0 }
 
 // NextData finds data by SEEK_DATA; a file system that knows no holes says that
 // everything is data.

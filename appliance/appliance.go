@@ -69,12 +69,16 @@ type Appliance struct {
 // Options of Serve; the zero value is production's.
 type Options struct {
 	Log  *slog.Logger
+	Now  func() time.Time   // nil: time.Now
 	Hook func(point string) // called at every failpoint of every stage
 }
 
 // Serve runs the appliance until ctx ends, then stops it in order: no more
 // writes, one last epoch into the spool, a clean journal.
 func Serve(ctx context.Context, conf *config.Config, opts Options) error {
+	if err := Able("/dev/fuse"); err != nil {
+		return err
+	}
 	a, closeState, err := open(conf, opts)
 	if err != nil {
 		return err
@@ -90,6 +94,9 @@ func compose(conf *config.Config, opts Options) *Appliance {
 	a.conf.Store(conf)
 	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
 	a.probe = retry.NewProbe(a.answers, 0, 0)
+	if opts.Now != nil {
+		a.now = opts.Now
+	}
 	if a.hook == nil {
 		a.hook = func(string) {}
 	}
@@ -194,12 +201,14 @@ func (a *Appliance) attachAll() error {
 			return fmt.Errorf("store %s: %w", s.conf.Name, err)
 		}
 	}
+	a.sayLeftOut()
 	return a.journal.PublishSession()
 }
 
 // attachStore puts the session's mark on the store last: until then the next start
 // distrusts the two again.
 func (a *Appliance) attachStore(s *store, session string) error {
+	s.watchSource()
 	reverted, err := s.reverted(a.journal)
 	if err != nil {
 		return err
@@ -311,7 +320,17 @@ func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *er
 	if errors.Is(waitErr, context.Canceled) {
 		waitErr = nil
 	}
+	a.stopWatching()
 	return errors.Join(err, waitErr, a.closeMachines(), a.journal.Close(ctx))
+}
+
+// stopWatching ends the watch of the sources as late as can be: what others do from
+// now on until the journal is closed would be taken for ours.
+func (a *Appliance) stopWatching() {
+	for _, s := range a.stores {
+		s.watcher.stop()
+		s.doubtWriters()
+	}
 }
 
 // refuseMore lets no image and no VM in any more: a request that outlived its
@@ -359,6 +378,7 @@ func (a *Appliance) beat(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			a.reap()
+			a.look()
 		case <-survey.C:
 			a.survey()
 		}
@@ -369,6 +389,14 @@ func (a *Appliance) beat(ctx context.Context) error {
 func (a *Appliance) reap() {
 	for _, s := range a.stores {
 		s.reap()
+	}
+}
+
+// look finds what has become wrong around the stores.
+func (a *Appliance) look() {
+	for _, s := range a.stores {
+		s.look()
+		s.writers()
 	}
 }
 

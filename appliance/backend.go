@@ -16,11 +16,12 @@ import (
 
 func (a *Appliance) find(vm string) (*machine, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if m := a.mu.machines[vm]; m != nil {
-		return m, nil
+	m := a.mu.machines[vm]
+	a.mu.Unlock()
+	if m == nil {
+		return nil, a.noVM(vm)
 	}
-	return nil, a.noVM(vm)
+	return m, nil
 }
 
 // Sync implements control.Backend.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 )
@@ -32,7 +33,7 @@ func (s *store) claim() error {
 	switch {
 	case errors.Is(err, errLocked):
 		return control.Refused("store-in-use", "stop the other vhdrelay, or give this one a source of its own",
-			"store %s: another vhdrelay serves %s", s.conf.Name, s.conf.Source)
+			"store %s: another vhdrelay%s serves %s", s.conf.Name, holder(s.conf.Source), s.conf.Source)
 	case errors.Is(err, os.ErrNotExist):
 		return &control.Error{Code: "source-missing", Message: fmt.Sprintf("store %s: %v", s.conf.Name, err), Exit: control.ExitFailed, Err: err,
 			Action: "mount or make the directory, or correct stores.source in the config"}
@@ -40,6 +41,9 @@ func (s *store) claim() error {
 		return fmt.Errorf("store %s: %w", s.conf.Name, err)
 	}
 	s.lock = f
+	if err := checkSource(s.conf); err != nil {
+		return err
+	}
 	return s.identify()
 }
 
@@ -47,7 +51,7 @@ func (s *store) claim() error {
 func lockState(dir string) (*os.File, error) {
 	f, err := lockDir(dir)
 	if errors.Is(err, errLocked) {
-		return nil, control.Refused("state-in-use", "stop the other vhdrelay, or give this one its own state_dir", "another vhdrelay works in %s", dir)
+		return nil, control.Refused("state-in-use", "stop the other vhdrelay, or give this one its own state_dir", "another vhdrelay%s works in %s", holder(dir), dir)
 	}
 	return f, err
 }
@@ -71,17 +75,14 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// identify reads the store's id, or draws it.
+// identify reads the store's id, or draws one that remember writes.
 func (s *store) identify() error {
 	id, err := readMark(s.conf.Source, markStoreID)
 	if err != nil {
 		return fmt.Errorf("store %s: its id: %w", s.conf.Name, err)
 	}
-	if id == "" {
+	if s.fresh = id == ""; s.fresh {
 		id = uuid.NewString()
-		if err := writeMark(s.conf.Source, markStoreID, id); err != nil {
-			return fmt.Errorf("store %s: its id: %w", s.conf.Name, err)
-		}
 	}
 	s.id = id
 	return nil
@@ -111,15 +112,47 @@ type knownStore struct {
 
 // exchanged tells whether the source is not the one that this state directory
 // served under the store's name: another directory, or one from before its first
-// start.
+// start. An empty one without an id is refused: the file system that belongs there is
+// not mounted, and serving it would take every VM's disks away.
 func (s *store) exchanged(j *journal.Journal) (bool, error) {
 	var known knownStore
 	found, err := j.Load(s.document(), &known)
-	return found && known.ID != s.id, err
+	if err != nil || !found || known.ID == s.id {
+		return false, err
+	}
+	if s.fresh {
+		empty, err := s.empty()
+		if err != nil {
+			return false, err
+		}
+		if empty {
+			return false, control.Refused("source-empty", "mount the file system that belongs there; if the store is to begin anew, give it another name in the config",
+				"store %s: %s has no image and no mark of the store that was served from it", s.conf.Name, s.conf.Source)
+		}
+	}
+	return true, nil
+}
+
+// empty tells whether the source has no image.
+func (s *store) empty() (bool, error) {
+	found := false
+	err := s.walk(func(rel, _ string) error {
+		found = found || image.IsImageName(rel)
+		return nil
+	})
+	return !found, err
 }
 
 // remember makes the source the one of its name.
-func (s *store) remember(j *journal.Journal) error { return j.Save(s.document(), knownStore{s.id}) }
+func (s *store) remember(j *journal.Journal) error {
+	if s.fresh {
+		if err := writeMark(s.conf.Source, markStoreID, s.id); err != nil {
+			return fmt.Errorf("store %s: its id: %w", s.conf.Name, err)
+		}
+		s.fresh = false
+	}
+	return j.Save(s.document(), knownStore{s.id})
+}
 
 func (s *store) document() string { return "appliance/store/" + s.conf.Name }
 

@@ -70,7 +70,7 @@ func TestClaim(t *testing.T) {
 	if err := again.claim(); !errors.Is(err, &control.Error{Code: "store-in-use"}) {
 		t.Errorf("a second claim: %v", err)
 	}
-	if err := first.close(); err != nil {
+	if err := errors.Join(first.remember(session(t, &memory.Store{})), first.close()); err != nil {
 		t.Fatal(err)
 	}
 	if next := claimed(t, dir); next.id != first.id || next.id == "" {
@@ -144,6 +144,12 @@ func TestExchanged(t *testing.T) {
 		}
 	}
 	other := claimed(t, t.TempDir())
+	if got, err := other.exchanged(j); got || !errors.Is(err, &control.Error{Code: "source-empty"}) {
+		t.Errorf("an empty directory under the name: %v %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(other.conf.Source, "os.img"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if got, err := other.exchanged(j); !got || err != nil {
 		t.Errorf("another directory under the name: %v %v", got, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
@@ -64,6 +65,32 @@ func (a *Appliance) machine(s *store, name string) (*machine, error) {
 	return m, nil
 }
 
+// leftOut tells whether the VM was replicated by this appliance once and has no disk now.
+func (a *Appliance) leftOut(name string) bool { return slices.Contains(a.allLeftOut(), name) }
+
+// allLeftOut are the VMs that this appliance has replicated and that have no disk in
+// any store since its start.
+func (a *Appliance) allLeftOut() []string {
+	if a.journal == nil {
+		return nil
+	}
+	known, err := a.journal.KnownVMs()
+	if err != nil {
+		a.log.Warn("the journal cannot tell which VMs it knows", "code", "journal-read", "cause", err, "action", "look at the disk of the state directory")
+	}
+	return slices.DeleteFunc(known, func(name string) bool {
+		return slices.ContainsFunc(a.machines(), func(m *machine) bool { return m.name == name })
+	})
+}
+
+// sayLeftOut tells of them in the log.
+func (a *Appliance) sayLeftOut() {
+	for _, name := range a.allLeftOut() {
+		a.log.Warn("a VM that was replicated has no disk any more; its points stay, and it goes on where it was when it comes back",
+			"vm", name, "code", "vm-left-out", "action", "none, if the config leaves it out on purpose or its directory was removed")
+	}
+}
+
 func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 	m := &machine{name: name, app: a, store: s, stopped: make(chan struct{})}
 	m.quit, m.leave = context.WithCancel(context.Background())
@@ -79,7 +106,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
+		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -96,6 +123,16 @@ func (m *machine) options() shipper.Options {
 		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
 		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
 	}
+}
+
+// foreign tells whether another process has the disk's image open for writing.
+func (m *machine) foreign(diskID string) bool {
+	for _, a := range m.store.disksOf(m) {
+		if a.disk.ID() == diskID {
+			return a.foreign.Load()
+		}
+	}
+	return false
 }
 
 // replication is what the config says of the VM now.

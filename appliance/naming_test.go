@@ -8,6 +8,10 @@ import (
 
 var webWithoutSwap = config.VM{Name: "web", Exclude: []string{"swap.img"}}
 
+func webWithoutTracking(tracking *bool) config.VM {
+	return config.VM{Name: "web", Overrides: config.Overrides{Tracking: tracking}}
+}
+
 func TestBelongs(t *testing.T) {
 	listed := config.VM{Name: "db", Disks: []string{"db/*.vhd", "shared/log?.img"}, Exclude: []string{"db/tmp.vhd"}}
 	for _, c := range []struct {

@@ -112,7 +112,7 @@ func (r *resyncer) compareAll(ctx context.Context) error {
 			if !r.m.store.tracks(a) {
 				continue
 			}
-			return fmt.Errorf("compare %s: %w", a.path, err)
+			return fmt.Errorf("compare %s: %w", a.at(), err)
 		}
 	}
 	return nil

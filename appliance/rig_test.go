@@ -29,6 +29,7 @@ import (
 const (
 	serveEnv = "VHDRELAY_TEST_SERVE" // the config
 	pointEnv = "VHDRELAY_TEST_POINT" // the failpoint it dies at
+	clockEnv = "VHDRELAY_TEST_CLOCK" // how far its clock goes ahead
 )
 
 func TestMain(m *testing.M) {
@@ -43,13 +44,22 @@ func serveChild(path string) int {
 	defer stop()
 	conf, err := config.Load(path)
 	if err == nil {
-		err = Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Hook: dieAt(os.Getenv(pointEnv), path)})
+		err = Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Hook: dieAt(os.Getenv(pointEnv), path), Now: clock(os.Getenv(clockEnv))})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
+}
+
+// clock is one that goes ahead, or behind.
+func clock(by string) func() time.Time {
+	ahead, err := time.ParseDuration(by)
+	if err != nil {
+		return nil
+	}
+	return func() time.Time { return time.Now().Add(ahead) }
 }
 
 const (
@@ -64,6 +74,7 @@ type rig struct {
 	path, socket                string
 	extra                       string // lines of the config
 	failpoint                   string // where a child dies, "" for nowhere
+	clock                       string // how far a child's clock goes ahead
 	mounted                     bool   // the state directory is a file system of its own
 	client                      *control.Client
 	app                         *Appliance // nil while it does not run
@@ -296,7 +307,7 @@ func (r *rig) equals(vm, point string, want map[string][]byte) {
 		r.must(err)
 		got[f.Disk] = true
 		if !bytes.Equal(content, want[f.Disk]) {
-			r.t.Errorf("point %s, disk %s: %d bytes that are not the source's %d", point, f.Disk, len(content), len(want[f.Disk]))
+			r.t.Errorf("point %s, disk %s: %d bytes that are not the source's %d, from byte %d on", point, f.Disk, len(content), len(want[f.Disk]), firstDifference(content, want[f.Disk]))
 		}
 	}
 	for name := range want {
@@ -311,12 +322,21 @@ func (r *rig) equals(vm, point string, want map[string][]byte) {
 	}
 }
 
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
 // child runs the appliance in a process that can be killed.
 func (r *rig) child() *exec.Cmd {
 	r.t.Helper()
 	r.config()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serveEnv+"="+r.path, pointEnv+"="+r.failpoint)
+	cmd.Env = append(os.Environ(), serveEnv+"="+r.path, pointEnv+"="+r.failpoint, clockEnv+"="+r.clock)
 	cmd.Stderr = &r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r.must(cmd.Start())

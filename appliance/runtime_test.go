@@ -80,15 +80,15 @@ func TestNameIsReusedWhileOpen(t *testing.T) {
 	}
 }
 
-// A guest whose image is renamed goes on being replicated as the disk it was; when
-// another file takes the name, the status says that nobody tracks the old one, until
-// it is closed and is a disk of its new name.
+// A guest whose image is renamed goes on being replicated, under the new name at once,
+// as the disk it was: nothing is sent anew. A new file under the old name is a new disk.
 func TestRenamedUnderARunningGuest(t *testing.T) {
 	r := newRig(t)
 	old := r.content(2 * mib)
 	r.put("web/os.img", bytes.Clone(old))
 	r.start()
 	r.sync("web")
+	id := r.diskID("web", "os.img")
 	f, err := os.OpenFile(filepath.Join(r.mount, "web/os.img"), os.O_RDWR, 0)
 	r.must(err)
 	defer f.Close()
@@ -99,21 +99,133 @@ func TestRenamedUnderARunningGuest(t *testing.T) {
 		copy(old[off:], text)
 	}
 	r.rename("web/os.img", "web/old.img")
-	write("still os.img", 0)
-	r.equals("web", r.sync("web"), map[string][]byte{"os.img": old})
+	write("now old.img", 0)
+	r.equals("web", r.sync("web"), map[string][]byte{"old.img": old})
 
 	fresh := r.content(mib)
 	r.write("web/os.img", fresh)
-	write("nobody's", 4096)
-	r.await("web", "a warning", hasReason("image-untracked"))
-	r.equals("web", r.sync("web"), map[string][]byte{"os.img": fresh})
-
-	r.must(f.Close())
-	r.await("web", "no warning", func(v control.VM) bool { return !hasReason("image-untracked")(v) && len(v.Disks) == 2 })
+	write("still the guest's", 4096)
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": fresh, "old.img": old})
+	r.must(f.Close())
+	write2 := r.content(5000)
+	r.change("web/old.img", mib, write2)
+	copy(old[mib:], write2)
+	r.equals("web", r.sync("web"), map[string][]byte{"os.img": fresh, "old.img": old})
+	if now := r.diskID("web", "old.img"); now != id {
+		t.Errorf("the renamed disk is %s, it was %s", now, id)
+	}
+	r.stop()
+	r.start()
+	if v := r.vm("web"); v.Recovery.SuspectBytes != 0 || len(v.Disks) != 2 {
+		t.Errorf("%+v", v)
+	}
 }
 
-// A name that is no image's ends a disk, and a name that is makes one again.
+// A renamed disk of an idle VM gets a point with its new name, and sends nothing.
+func TestRenamedDiskIsNotSentAnew(t *testing.T) {
+	r := newRig(t)
+	content := r.content(4 * mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.start()
+	r.sync("web")
+	r.rename("web/os.img", "web/renamed.img")
+	v := r.await("web", "a point of the new name", func(v control.VM) bool {
+		points, err := r.client.Points(r.ctx(), "web")
+		r.must(err)
+		last := points.Points[len(points.Points)-1]
+		return last.Disks[0].Name == "renamed.img"
+	})
+	points, err := r.client.Points(r.ctx(), "web")
+	r.must(err)
+	if last := points.Points[len(points.Points)-1]; last.Disks[0].ChangedBytes != 0 {
+		t.Errorf("%+v", last)
+	}
+	r.equals("web", "latest", map[string][]byte{"renamed.img": content})
+	if !r.logged("it goes on being replicated") || v.State != string(lifecycle.Replicating) {
+		t.Errorf("%+v", v)
+	}
+}
+
+// A disk that was renamed while nothing served it is known by its file, compared, and
+// goes on: nothing is sent that the target has.
+func TestRenamedWhileStopped(t *testing.T) {
+	r := newRig(t)
+	content := r.content(4 * mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.start()
+	r.sync("web")
+	id := r.diskID("web", "os.img")
+	r.stop()
+	r.must(os.Rename(filepath.Join(r.source, "web/os.img"), filepath.Join(r.source, "web/new.img")))
+	r.start()
+	r.equals("web", r.sync("web"), map[string][]byte{"new.img": content})
+	v := r.vm("web")
+	if now := r.diskID("web", "new.img"); now != id || v.Recovery.ComparedBytes < 4*mib || v.Recovery.DifferingBytes != 0 {
+		t.Errorf("disk %s, was %s; %+v", now, id, v.Recovery)
+	}
+}
+
+// The name's extension says what the content is: a raw disk that becomes a VHD is
+// another disk.
+func TestRenamedToAnotherFormat(t *testing.T) {
+	r := newRig(t)
+	content := r.content(mib)
+	r.put("web/os.img", vhd(content))
+	r.start()
+	r.equals("web", r.sync("web"), map[string][]byte{"os.img": vhd(content)})
+	id := r.diskID("web", "os.img")
+	r.rename("web/os.img", "web/os.vhd")
+	r.equals("web", r.sync("web"), map[string][]byte{"os.vhd": content})
+	if r.diskID("web", "os.vhd") == id {
+		t.Error("it is taken for the disk it was")
+	}
+}
+
+// diskID is what the journal knows a disk by.
+func (r *rig) diskID(vm, disk string) string {
+	r.t.Helper()
+	for _, m := range r.app.machines() {
+		for _, d := range m.log.Disks() {
+			if m.name == vm && d.Name() == disk {
+				return d.ID()
+			}
+		}
+	}
+	r.t.Fatalf("%s has no disk %s", vm, disk)
+	return ""
+}
+
+// A disk that is renamed to a name that is no image's, while its guest runs, is that
+// disk until the guest has closed it.
+func TestTrackedUntilTheLastClose(t *testing.T) {
+	r := newRig(t)
+	content := r.content(2 * mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.start()
+	r.sync("web")
+	f, err := os.OpenFile(filepath.Join(r.mount, "web/os.img"), os.O_RDWR, 0)
+	r.must(err)
+	defer f.Close()
+	r.rename("web/os.img", "web/os.bak")
+	_, err = f.WriteAt([]byte("seen"), mib)
+	r.must(err)
+	copy(content[mib:], "seen")
+	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
+	r.rename("web/os.bak", "web/again.img")
+	_, err = f.WriteAt([]byte("seen again"), 0)
+	r.must(err)
+	copy(content, "seen again")
+	r.equals("web", r.sync("web"), map[string][]byte{"again.img": content})
+	r.rename("web/again.img", "web/os.bak")
+	r.must(f.Close())
+	r.await("web", "no disk", func(v control.VM) bool { return len(v.Disks) == 0 && hasReason("no-disks")(v) })
+	if err := r.client.JournalCheck(r.ctx()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A name that is no image's ends a disk that nobody has open, and a name that is makes
+// one again.
 func TestRenamedToNoImageAndBack(t *testing.T) {
 	r := newRig(t)
 	content := r.content(mib)
@@ -156,6 +268,9 @@ func TestVMDirectoryRenamed(t *testing.T) {
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
 	r.must(f.Close())
 	r.await("shop", "both disks", func(v control.VM) bool { return len(v.Disks) == 2 })
+	if v := r.vm("web"); !hasReason("vm-moved")(v) {
+		t.Errorf("nothing says where web went: %+v", v.Reasons)
+	}
 	r.equals("shop", r.sync("shop"), map[string][]byte{"os.img": content, "deep/data.img": data})
 }
 

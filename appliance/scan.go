@@ -110,7 +110,8 @@ func (n note) reason() control.Reason {
 	return r
 }
 
-// untrackedOf lists the VM's images that are served without a tracker.
+// untrackedOf lists the VM's images that are served without a tracker, and what is
+// wrong with the store around them.
 func (s *store) untrackedOf(vm string) []control.Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +121,7 @@ func (s *store) untrackedOf(vm string) []control.Reason {
 			reasons = append(reasons, n.reason())
 		}
 	}
-	return reasons
+	return append(reasons, s.hostReasonsLocked(vm)...)
 }
 
 // untrackedVMs are the VMs that have such images.
@@ -179,7 +180,7 @@ func (s *store) distrust(reason string) error {
 	defer s.mu.Unlock()
 	for _, a := range s.mu.images {
 		if err := a.disk.SetSuspect(reason); err != nil {
-			return fmt.Errorf("%s: %w", a.path, err)
+			return fmt.Errorf("%s: %w", a.at(), err)
 		}
 	}
 	return nil

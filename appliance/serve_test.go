@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -95,6 +96,9 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 		var e *control.Error
 		if !errors.As(err, &e) || e.Code != c.code || e.Exit != control.ExitRefused || e.Action == "" {
 			t.Errorf("%s: %v", c.code, err)
+		}
+		if who := fmt.Sprintf("pid %d)", os.Getpid()); err == nil || !strings.Contains(err.Error(), who) {
+			t.Errorf("%v does not name %s", err, who)
 		}
 	}
 	r.stop()

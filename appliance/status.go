@@ -66,6 +66,10 @@ func (a *Appliance) untracked(vm string) []control.Reason {
 }
 
 func (a *Appliance) noVM(vm string) error {
+	if a.leftOut(vm) {
+		return control.NotFound("its points stay at the target; when its disks are back it goes on where it was",
+			"VM %q has no disk in any store: the config leaves it out, or its directory is gone", vm)
+	}
 	return control.NotFound("list the VMs with: vhdrelay status", "there is no VM %q", vm)
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,16 +34,20 @@ type store struct {
 	conf    config.Store
 	log     *slog.Logger
 	id      string // of the store, kept on its root
+	fresh   bool   // the id was drawn at this start and is not on the root yet
 	lock    *os.File
 	srv     *fs.Server
 	leaving atomic.Bool // we unmount it ourselves
+	watcher watcher
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
 		images      map[fileID]*attached
-		gone        []*attached     // no disks any more; an epoch may still read them
-		untracked   map[fileID]note // served without a tracker
-		unsupported []string        // paths of files whose format is served but not protected
+		gone        []*attached       // no disks any more; an epoch may still read them
+		untracked   map[fileID]note   // served without a tracker
+		unsupported []string          // paths of files whose format is served but not protected
+		moved       map[string]string // by VM: where an image of it went that is another VM's now
+		host        hostFaults
 		closed      bool
 	}
 }
@@ -52,12 +57,20 @@ type fileID struct{ dev, ino uint64 }
 
 // attached is a tracked image.
 type attached struct {
-	path string // that it was attached with: a file renamed while it is open stays the disk it was
-	now  string // where it lies now
+	path atomic.Pointer[string] // of the disk: a file that is renamed and cannot be followed stays the disk it was
+	now  string                 // where it lies now
 	file *os.File
 	disk *journal.Disk
 	vm   *machine
+
+	foreign   atomic.Bool // another process has it open for writing beside the mount: no epoch is a state of the VM
+	writer    string      // who had, for people; guarded by store.mu, as are
+	writerPID int         // its id
+	doubt     string      // why it was last doubted
 }
+
+// at is the path the image is a disk under.
+func (a *attached) at() string { return *a.path.Load() }
 
 // note is why an image has no tracker.
 type note struct {
@@ -69,7 +82,7 @@ type note struct {
 
 func newStore(app *Appliance, conf config.Store) *store {
 	s := &store{app: app, conf: conf, log: app.log.With("store", conf.Name)}
-	s.mu.images, s.mu.untracked = map[fileID]*attached{}, map[fileID]note{}
+	s.mu.images, s.mu.untracked, s.mu.moved = map[fileID]*attached{}, map[fileID]note{}, map[string]string{}
 	return s
 }
 
@@ -160,7 +173,7 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	}
 	key := fileID{id.Dev, id.Ino}
 	if have := s.mu.images[key]; have != nil {
-		if have.path == path || s.leadsTo(have.path, key) { // the second: a hard link made behind our back
+		if have.at() == path || s.leadsTo(have.at(), key) { // the second: a hard link made behind our back
 			have.now = path
 			return have, nil
 		}
@@ -170,7 +183,7 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 		s.replaceLocked(old)
 	}
 	if !s.wants(path) {
-		s.log.Info("image is not tracked: the config leaves it out, or its VM is unprotected", "path", path)
+		s.leaveOut(path, key)
 		return nil, nil
 	}
 	vm, disk, _ := belongs(s.conf, path)
@@ -180,6 +193,15 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	}
 	s.mu.images[key] = a
 	return a, nil
+}
+
+// leaveOut serves an image that the config, or an operator, leaves out. It is marked all
+// the same: its VM may come back in a boot that knows nothing of what was written in this one.
+func (s *store) leaveOut(path string, key fileID) {
+	s.log.Info("image is not tracked: the config leaves it out, or its VM is unprotected", "path", path)
+	if err := s.markSuspect(path, key); err != nil {
+		s.log.Warn("an image that is left out takes no mark; if its VM comes back, compare it: vhdrelay resync", "path", path, "code", "mark-failed", "cause", err, "action", "none while it is left out")
+	}
 }
 
 // wants tells whether the image is to be tracked: the config has it so, and no operator
@@ -198,7 +220,7 @@ func (s *store) leadsTo(path string, key fileID) bool {
 
 func (s *store) findLocked(path string) (fileID, bool) {
 	for id, a := range s.mu.images {
-		if a.path == path {
+		if a.at() == path {
 			return id, true
 		}
 	}
@@ -211,9 +233,9 @@ func (s *store) findLocked(path string) (fileID, bool) {
 func (s *store) replaceLocked(key fileID) {
 	a := s.mu.images[key]
 	s.detachLocked(key, "another file has its name")
-	if a.now != a.path {
+	if a.now != a.at() {
 		s.mu.untracked[key] = note{path: a.now, since: s.app.now(),
-			cause: fmt.Errorf("it was %s when it was opened, and another file has that name now", a.path)}
+			cause: fmt.Errorf("it was %s when it was opened, and another file has that name now", a.at())}
 	}
 }
 
@@ -227,7 +249,8 @@ func (s *store) addLocked(vmName, diskName, path string, id fs.Identity) (*attac
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{path: path, now: path, file: f, vm: m}
+	a := &attached{now: path, file: f, vm: m}
+	a.path.Store(&path)
 	if err := a.start(diskName, id); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -246,7 +269,7 @@ func (a *attached) start(name string, id fs.Identity) error {
 	}
 	pipeline := a.vm.pipeline
 	a.disk.OnEvict(func(r []extent.Range[extent.FileBlock]) error { return pipeline.Forget(a.disk.ID(), r) })
-	if err := pipeline.AddDisk(source{a.disk, a.file}, a.probe); err != nil {
+	if err := pipeline.AddDisk(source{a.disk, a.file, &a.foreign}, a.probe); err != nil {
 		return errors.Join(err, a.vm.log.Withdraw(a.disk))
 	}
 	a.vm.resync.wake()
@@ -259,7 +282,7 @@ func (a *attached) probe() (image.Info, error) {
 	if err != nil {
 		return image.Info{}, err
 	}
-	return image.Probe(a.path, a.file, st.Size())
+	return image.Probe(a.at(), a.file, st.Size())
 }
 
 // detachLocked ends an image's being a disk. Its guest may go on writing, and an
@@ -269,11 +292,11 @@ func (s *store) detachLocked(key fileID, why string) {
 	delete(s.mu.images, key)
 	a.vm.pipeline.RemoveDisk(a.disk.ID())
 	if err := a.vm.log.Withdraw(a.disk); err != nil {
-		s.log.Warn("records of a disk are left over; a disk of its name is compared whole", "path", a.path, "vm", a.vm.name, "cause", err)
+		s.log.Warn("records of a disk are left over; a disk of its name is compared whole", "path", a.at(), "vm", a.vm.name, "cause", err)
 	}
 	s.mu.gone = append(s.mu.gone, a)
 	s.reapLocked()
-	s.log.Info("image no longer tracked", "path", a.path, "vm", a.vm.name, "why", why)
+	s.log.Info("image no longer tracked", "path", a.at(), "vm", a.vm.name, "why", why)
 }
 
 // reapLocked closes the files of former disks that no epoch reads any more.
@@ -285,10 +308,20 @@ func (s *store) reapLocked() {
 			continue
 		}
 		if err := a.file.Close(); err != nil {
-			s.log.Warn("closing a former disk", "path", a.path, "cause", err)
+			s.log.Warn("closing a former disk", "path", a.at(), "cause", err)
 		}
 	}
 	s.mu.gone = kept
+}
+
+// removed tells whether the file has no name any more.
+func (a *attached) removed() bool {
+	st, err := a.file.Stat()
+	if err != nil {
+		return true
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return ok && sys.Nlink == 0
 }
 
 // sealed tells whether an epoch that has not ended has the disk.
@@ -305,51 +338,13 @@ func (a *attached) sealed() bool {
 	return false
 }
 
-// Renamed implements fs.Volumes. An image with another image's name is attached
-// anew when fs asks: at once, or at its last close; until then it stays the disk it
-// was. One whose name is no image's is no disk from here on.
-func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := fileID{id.Dev, id.Ino}
-	isImage := image.IsImageName(newPath)
-	if n, ok := s.mu.untracked[key]; ok {
-		n.path = newPath
-		s.mu.untracked[key] = n
-		if !isImage {
-			delete(s.mu.untracked, key)
-		}
-	}
-	switch a := s.mu.images[key]; {
-	case a == nil && isImage && s.wants(newPath):
-		// Attach follows and ends this, unless the file was a disk once and is open still.
-		s.mu.untracked[key] = note{path: newPath, since: s.app.now(), cause: errors.New("it was renamed and has not been closed since")}
-	case a == nil:
-	case isImage:
-		a.now = newPath
-	default:
-		s.detachLocked(key, "its name is no image's any more")
-	}
-}
-
-// Removed implements fs.Volumes.
-func (s *store) Removed(path string, id fs.Identity) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := fileID{id.Dev, id.Ino}
-	delete(s.mu.untracked, key)
-	if a := s.mu.images[key]; a != nil && !s.leadsTo(a.path, key) {
-		s.detachLocked(key, "it was removed")
-	}
-}
-
 // mount serves the store; every image in it is attached already.
 func (s *store) mount() error {
 	srv, err := fs.Mount(fs.Options{
 		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: s, Log: s.log, AllowOther: true,
 	})
 	if err != nil {
-		return fmt.Errorf("store %s: %w", s.conf.Name, err)
+		return mountError(s.conf, err)
 	}
 	s.srv = srv
 	s.log.Info("store mounted", "source", s.conf.Source, "mount", s.conf.Mount)
@@ -398,6 +393,7 @@ func (s *store) seal() {
 
 // close closes what the store holds; nothing can write any more.
 func (s *store) close() error {
+	s.watcher.stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.closed = true

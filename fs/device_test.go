@@ -263,3 +263,48 @@ func writeSynced(t testing.TB, name string) {
 		t.Errorf("%s: %v", name, err)
 	}
 }
+
+// TestFullStoreIsTheGuestsENOSPC: a hypervisor stops its guest on ENOSPC and lets it go on when there is room; any other
+// error would be one of the disk.
+func TestFullStoreIsTheGuestsENOSPC(t *testing.T) {
+	needFUSE(t)
+	file := filepath.Join(t.TempDir(), "ext4")
+	mustWrite(t, file, nil)
+	if err := os.Truncate(file, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	dev := loopDevice(t, file)
+	run(t, "mkfs.ext4", "-q", "-F", "-m", "0", dev)
+	src := t.TempDir()
+	mountDevice(t, dev, src)
+	mustWrite(t, filepath.Join(src, "ballast"), make([]byte, 4<<20))
+	m := newStoreAt(t, src)
+	f := open(t, m.path("disk.raw"), os.O_RDWR|os.O_CREATE)
+	if err := f.Truncate(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	wantErrno(t, "allocate", unix.Fallocate(int(f.Fd()), 0, 0, 64<<20), unix.ENOSPC)
+	off, block := int64(0), bytes.Repeat([]byte{1}, 256<<10)
+	var err error
+	for err == nil {
+		var n int
+		n, err = f.WriteAt(block, off)
+		off += int64(n)
+	}
+	wantErrno(t, "write", err, unix.ENOSPC)
+	_, err = unix.Pwritev2(int(f.Fd()), [][]byte{block}, 40<<20, unix.RWF_DSYNC)
+	wantErrno(t, "synced write", err, unix.ENOSPC)
+	if _, err := f.WriteAt(block[:4096], 0); err != nil {
+		t.Errorf("a write to what has room: %v", err)
+	}
+	if err := os.Remove(m.path("ballast")); err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync() // its blocks are free when that is committed
+	if n, err := f.WriteAt(block, 40<<20); n != len(block) || err != nil {
+		t.Errorf("with room again: %d, %v", n, err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Errorf("fsync with room again: %v", err)
+	}
+}

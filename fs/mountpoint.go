@@ -37,15 +37,49 @@ type mounted struct{ dir, fsType string }
 
 // mountsAt lists what is mounted on dir, an absolute clean path, the topmost last.
 func mountsAt(dir string) ([]mounted, error) {
+	return mountTable(func(at string) bool { return at == dir })
+}
+
+// MountsBelow lists the places inside dir, which need not be resolved, on which something is mounted.
+func MountsBelow(dir string) ([]string, error) {
+	dir, err := resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	at, err := mountTable(func(at string) bool { return at != dir && within(at, dir) })
+	var places []string
+	for _, m := range at {
+		places = append(places, m.dir)
+	}
+	return places, err
+}
+
+// Served says whether dir lies on a mount of ours: on disks that are served already.
+func Served(dir string) (bool, error) {
+	dir, err := resolve(dir)
+	if err != nil {
+		return false, err
+	}
+	above, err := mountTable(func(at string) bool { return within(dir, at) })
+	var top mounted
+	for _, m := range above {
+		if len(m.dir) >= len(top.dir) { // the later of two at one place hides the other
+			top = m
+		}
+	}
+	return top.fsType == "fuse."+fsType, err
+}
+
+func mountTable(wanted func(dir string) bool) ([]mounted, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return parseMounts(f, dir)
+	return parseMounts(f, wanted)
 }
 
-func parseMounts(r io.Reader, dir string) ([]mounted, error) {
+func parseMounts(r io.Reader, wanted func(dir string) bool) ([]mounted, error) {
 	var found []mounted
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -54,7 +88,7 @@ func parseMounts(r io.Reader, dir string) ([]mounted, error) {
 		if !ok || len(fields) < 5 || len(rest) < 1 {
 			continue
 		}
-		if at := unescape(fields[4]); at == dir {
+		if at := unescape(fields[4]); wanted(at) {
 			found = append(found, mounted{dir: at, fsType: rest[0]})
 		}
 	}
@@ -76,6 +110,9 @@ func unescape(s string) string {
 	}
 	return b.String()
 }
+
+// DetachDead unmounts what a crashed daemon of ours left at dir; anything else stays.
+func DetachDead(dir string, log *slog.Logger) error { return detachDead(dir, log) }
 
 // detachDead unmounts what a crashed daemon of ours left at dir: a fuse.vhdrelay mount that answers ENOTCONN. It asks
 // with statfs, because the kernel still knows the root's attributes for a while.

@@ -67,6 +67,12 @@ func (v *recordingVolumes) Removed(path string, id Identity) {
 	v.noDisk(id)
 }
 
+// Closed: from here on it may be written unseen.
+func (v *recordingVolumes) Closed(path string, id Identity) {
+	v.note("closed " + path)
+	v.noDisk(id)
+}
+
 func (v *recordingVolumes) noDisk(id Identity) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

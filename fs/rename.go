@@ -137,8 +137,11 @@ func (s *store) moved(e entry, to string) {
 	if e.isDisk() && s.volumes != nil {
 		s.volumes.Renamed(e.path, to, e.id)
 	}
-	if e.node != nil {
+	switch {
+	case e.node != nil:
 		s.retrack(e.node)
+	case e.isDisk() && s.volumes != nil && !image.IsImageName(to):
+		s.volumes.Closed(to, e.id)
 	}
 }
 

@@ -113,6 +113,7 @@ func (p *passTracker) End(extent.Change, extent.Pass, error)    {}
 func (p *passTracker) Attach(string, Identity) Tracker          { return p }
 func (p *passTracker) Renamed(string, string, Identity)         {}
 func (p *passTracker) Removed(string, Identity)                 {}
+func (p *passTracker) Closed(string, Identity)                  {}
 
 // TestHotPathAllocatesNothing: reads and plain writes of a tracked disk.
 func TestHotPathAllocatesNothing(t *testing.T) {

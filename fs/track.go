@@ -54,19 +54,22 @@ func (s *store) attach(n *node, name string) {
 	}
 }
 
-// attachLocked asks with the path n has now; n.track is held for writing.
+// attachLocked asks with the path n has now, or says that the disk it was is closed; n.track is held for writing.
 func (s *store) attachLocked(n *node) {
 	path, named := s.tree.path(n)
-	disk := named && image.IsImageName(path)
-	if n.track.tracker != nil && !disk && n.hasOtherName(named) {
+	disk, was := named && image.IsImageName(path), n.track.tracker != nil
+	if was && !disk && n.hasOtherName(named) {
 		// A hard link, made in the source. The kernel may open the file by it without asking us first, so the Tracker
 		// stays until an image's name is seen again.
 		n.track.asked = false
 		return
 	}
 	n.track.asked, n.track.tracker = false, nil
-	if disk {
+	switch {
+	case disk:
 		n.track.asked, n.track.tracker = true, s.volumes.Attach(path, s.identity(n))
+	case named && was:
+		s.volumes.Closed(path, s.identity(n))
 	}
 }
 

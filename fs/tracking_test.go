@@ -217,6 +217,32 @@ func TestLastCloseAttachesUnderTheNewName(t *testing.T) {
 	m.vols.wantEvents(t, "attach b.vhd")
 }
 
+// TestNoImageIsClosed: a disk whose new name is no image's is a disk until its last close, which is told; at once if
+// nobody has it open.
+func TestNoImageIsClosed(t *testing.T) {
+	m := newTestStore(t)
+	f := open(t, m.path("a.vhd"), os.O_RDWR|os.O_CREATE)
+	if err := os.Rename(m.path("a.vhd"), m.path("a.bak")); err != nil {
+		t.Fatal(err)
+	}
+	m.vols.wantEvents(t, "attach a.vhd", "renamed a.vhd a.bak")
+	if _, err := f.WriteAt([]byte("still a disk"), 0); err != nil {
+		t.Error(err)
+	}
+	m.vols.recorder(t, "a.vhd").wantChanges(t, extent.Change{Kind: extent.Write, Off: 0, Len: 12})
+	f.Close()
+	waitReleased(m.srv.store.tree.get(inode(t, m.backing("a.bak"))))
+	m.vols.wantEvents(t, "closed a.bak")
+
+	if err := os.Rename(m.path("a.bak"), m.path("b.vhd")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(m.path("b.vhd"), m.path("b.bak")); err != nil {
+		t.Fatal(err)
+	}
+	m.vols.wantEvents(t, "attach b.vhd", "renamed b.vhd b.bak", "closed b.bak")
+}
+
 // waitReleased returns when the kernel's RELEASE, which nobody waits for, has been worked off.
 func waitReleased(n *node) {
 	for done := false; !done; {

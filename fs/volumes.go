@@ -15,11 +15,15 @@ type Volumes interface {
 	// Renamed and Removed are told after the fact, before the request is answered. The Tracker of the old path goes on
 	// until the file's last close. Removed also tells of an image that another file was renamed over.
 	//
-	// newPath may be no image's name: then the file is no disk any more from its last close on, and what is written to it
-	// goes unseen. When it gets an image's name again Attach is called, and must take it for changed. oldPath may be
-	// none either, if the file was open all the time.
+	// newPath may be no image's name: then the file is no disk any more from its last close on, which Closed tells, and
+	// what is written to it afterwards goes unseen. When it gets an image's name again Attach is called, and must take it
+	// for changed. oldPath may be none either, if the file was open all the time.
 	Renamed(oldPath, newPath string, id Identity)
 	Removed(path string, id Identity)
+
+	// Closed tells that the Tracker of a file that was renamed to a name that is no image's is not asked any more: nobody
+	// has it open. No change of the file runs meanwhile.
+	Closed(path string, id Identity)
 }
 
 // Identity says which file a path meant: a path can be renamed, an inode number can be reused.

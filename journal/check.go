@@ -184,7 +184,7 @@ func (j *Journal) Check() error {
 	}
 	for _, d := range j.disks() {
 		if err := d.checkLocked(); err != nil {
-			return fmt.Errorf("disk %s: %w", d.name, err)
+			return fmt.Errorf("disk %s: %w", d.Name(), err)
 		}
 	}
 	return nil

@@ -99,7 +99,7 @@ func (d *Disk) syncImage() error {
 		d.sus.bits.Set(oneRegion(r))
 	}
 	d.sus.distrust("writing the image back failed", d.sus.bits.Count()*extent.RegionSize)
-	return fmt.Errorf("sync image %s, its active regions are suspect now: %w", d.name, err)
+	return fmt.Errorf("sync image %s, its active regions are suspect now: %w", d.Name(), err)
 }
 
 // datasync is the file's, or nothing in the mutant that the tests must catch.
@@ -158,7 +158,7 @@ func (d *Disk) forgetLocked(leaving []region) error {
 		d.regions.gone(r)
 	}
 	if err != nil {
-		err = fmt.Errorf("delete %d records of %s: %w", len(leaving), d.name, err)
+		err = fmt.Errorf("delete %d records of %s: %w", len(leaving), d.Name(), err)
 		d.vm.j.fail(err)
 		return err
 	}

@@ -5,8 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/google/uuid"
-
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 )
@@ -14,8 +12,9 @@ import (
 // Disk tracks one image. Begin and End are fs.Tracker's.
 type Disk struct {
 	vm    *VM
-	name  string
+	label atomic.Pointer[string] // the name
 	id    string
+	rec   diskRecord // as the store has it; changed under the commit lock once the disk is attached
 	file  File
 	opts  DiskOptions
 	index int // in the phases' lists of change sets
@@ -39,8 +38,8 @@ type Disk struct {
 // ID returns the disk's UUID as text.
 func (d *Disk) ID() string { return d.id }
 
-// Name returns the name AddDisk was given.
-func (d *Disk) Name() string { return d.name }
+// Name returns the name AddDisk was given, or the last Rename.
+func (d *Disk) Name() string { return *d.label.Load() }
 
 // Size returns the file's size in bytes as of the last change of size that ended.
 func (d *Disk) Size() int64 { return d.size.Load() }
@@ -62,8 +61,10 @@ func (d *Disk) PendingBlocks() int64 {
 
 // AddDisk attaches an image to the VM, before its first change: recovery steps
 // 4 to 8 of README.md. name is the path relative to the VM; f must stay open
-// until the journal closes or the disk is removed. A disk that the store does
-// not know is new and not suspect; an unknown image that carries the mark is.
+// until the journal closes or the disk is removed. A file that the store knows by
+// another name is the disk it was, and has this name from now on. A disk that the
+// store does not know is new and not suspect; an unknown image that carries the
+// mark is.
 func (vm *VM) AddDisk(name string, f File, id Identity, opts DiskOptions) (*Disk, error) {
 	size, err := f.Size()
 	if err != nil {
@@ -72,9 +73,10 @@ func (vm *VM) AddDisk(name string, f File, id Identity, opts DiskOptions) (*Disk
 	if size > MaxFileSize {
 		return nil, fmt.Errorf("%s: %w", name, ErrTooLarge)
 	}
-	d := &Disk{vm: vm, name: name, file: f, opts: opts}
+	d := &Disk{vm: vm, file: f, opts: opts}
+	d.label.Store(&name)
 	d.size.Store(size)
-	rec, known, err := vm.findDisk(name, d)
+	rec, known, err := vm.findDisk(name, id, d)
 	if err != nil {
 		return nil, err
 	}
@@ -99,31 +101,14 @@ func (vm *VM) publish(d *Disk, changed *blockMap) {
 	vm.phase.Load().set(d.index).Or(changed)
 }
 
-// findDisk gives d the id the store knows it by, or a new one.
-func (vm *VM) findDisk(name string, d *Disk) (rec diskRecord, known bool, err error) {
-	prefix := preDisk + vm.id + "/"
-	d.id = uuid.NewString()
-	err = vm.j.store.Scan([]byte(prefix), func(k, v []byte) error {
-		var r diskRecord
-		if err := decodeJSON(string(k), v, &r); err != nil {
-			return err
-		}
-		if r.Name == name {
-			d.id, rec, known = string(k[len(prefix):]), r, true
-		}
-		return nil
-	})
-	return rec, known, err
-}
-
 // reserveIndex gives d a place in every phase from now on.
 func (vm *VM) reserveIndex(d *Disk) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	if vm.mu.names[d.name] {
-		return fmt.Errorf("%s: %w", d.name, ErrExists)
+	if vm.mu.names[d.Name()] {
+		return fmt.Errorf("%s: %w", d.Name(), ErrExists)
 	}
-	vm.mu.names[d.name] = true
+	vm.mu.names[d.Name()] = true
 	d.index = len(vm.mu.disks)
 	vm.mu.disks = append(vm.mu.disks, nil)
 	vm.phase.Load().grow(len(vm.mu.disks))
@@ -162,7 +147,7 @@ func (d *Disk) load(rec diskRecord, known bool, id Identity, changed *blockMap) 
 	if err != nil {
 		return err
 	}
-	rec = diskRecord{Name: d.name, Session: j.session.ID, Attached: j.opts.Now().UTC(), Boot: j.session.Boot, Identity: id}
+	rec = diskRecord{Name: d.Name(), Session: j.session.ID, Attached: j.opts.Now().UTC(), Boot: j.session.Boot, Identity: id}
 	if err := d.startSession(rec, reason); err != nil {
 		return err
 	}
@@ -220,6 +205,7 @@ func (d *Disk) startSession(rec diskRecord, reason string) error {
 	if err := putJSON(&b, diskKey(d.vm.id, d.id), rec); err != nil {
 		return err
 	}
+	d.rec = rec
 	b.Delete([]byte(preClean + d.id))
 	if reason != "" {
 		d.sus.setWhole(d, reason)

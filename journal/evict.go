@@ -85,7 +85,7 @@ func (d *Disk) startRound(want int) <-chan struct{} {
 	e.mu.round = round
 	go func() {
 		if err := d.evictSome(min(want, kv.MaxOps)); err != nil {
-			d.vm.j.log.Warn("the activity log could not make room", "disk", d.name, "cause", err)
+			d.vm.j.log.Warn("the activity log could not make room", "disk", d.Name(), "cause", err)
 		}
 		e.mu.Lock()
 		e.mu.round = nil

@@ -108,7 +108,7 @@ func (j *Journal) rewriteAll() error {
 	for _, d := range j.disks() {
 		if err := d.rewriteActiveLocked(); err != nil {
 			j.health.state.Store(healthFailing)
-			return fmt.Errorf("rewrite active set of %s: %w", d.name, err)
+			return fmt.Errorf("rewrite active set of %s: %w", d.Name(), err)
 		}
 	}
 	j.hook(AfterRewrite)
@@ -165,7 +165,7 @@ func (j *Journal) clearMarks() bool {
 	done := true
 	for _, d := range j.disks() {
 		if err := d.clearMark(); err != nil {
-			j.log.Warn("an image keeps its suspect mark", "disk", d.name, "cause", err)
+			j.log.Warn("an image keeps its suspect mark", "disk", d.Name(), "cause", err)
 			done = false
 		}
 	}
@@ -217,7 +217,7 @@ func (d *Disk) setMarkLocked() error {
 	}
 	d.vm.j.hook(BeforeImageMark)
 	if err := d.file.SetSuspectMark(); err != nil {
-		return fmt.Errorf("%w: journal failing, and image %s takes no mark: %w", ErrUntracked, d.name, err)
+		return fmt.Errorf("%w: journal failing, and image %s takes no mark: %w", ErrUntracked, d.Name(), err)
 	}
 	d.mark.set = true
 	d.vm.j.hook(AfterImageMark)

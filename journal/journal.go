@@ -306,7 +306,7 @@ func (j *Journal) stopClean(vms []*VM) error {
 	for _, vm := range vms {
 		for _, d := range vm.Disks() {
 			if err := d.stopClean(); err != nil {
-				return fmt.Errorf("stop disk %s: %w", d.name, err)
+				return fmt.Errorf("stop disk %s: %w", d.Name(), err)
 			}
 		}
 		if err := vm.stopClean(); err != nil {

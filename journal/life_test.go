@@ -510,3 +510,18 @@ func TestGoldenTrace(t *testing.T) {
 		t.Errorf("captured %v", got)
 	}
 }
+
+func TestKnownVMs(t *testing.T) {
+	r := newRig(t, Options{})
+	if _, err := r.j.VM("a/b"); err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	j, err := Open(r.store, Options{Saved: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := j.KnownVMs(); err != nil || !slices.Equal(got, []string{"a/b", "vm"}) || len(j.VMs()) != 0 {
+		t.Errorf("%q, loaded %d, %v", got, len(j.VMs()), err)
+	}
+}

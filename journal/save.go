@@ -77,7 +77,7 @@ func (sd *SealedDisk) keep(r blockRange, wide bool) {
 
 // giveUp takes r from the list unsaved: the capture reads the live bytes.
 func (sd *SealedDisk) giveUp(r blockRange) {
-	sd.s.tear(sd, fmt.Sprintf("%d bytes of %s were discarded while a capture wanted them", r.Bytes(), sd.Disk.name))
+	sd.s.tear(sd, fmt.Sprintf("%d bytes of %s were discarded while a capture wanted them", r.Bytes(), sd.Disk.Name()))
 	sd.pending.Load().Clear(r)
 }
 
@@ -208,7 +208,7 @@ func (sd *SealedDisk) copyOut(r blockRange) error {
 	}
 	if err != nil {
 		sd.s.saved.Add(-n)
-		return fmt.Errorf("save blocks %v of %s: %w", r, sd.Disk.name, err)
+		return fmt.Errorf("save blocks %v of %s: %w", r, sd.Disk.Name(), err)
 	}
 	sd.s.vm.j.stats.saved.Add(n)
 	return nil

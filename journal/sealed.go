@@ -91,7 +91,7 @@ func (s *Sealed) settle() {
 			// Writes of later phases that change the size wait for this.
 			size, err := sd.Disk.file.Size()
 			if err != nil {
-				s.sizeErr = errors.Join(s.sizeErr, fmt.Errorf("size of %s at the seal: %w", sd.Disk.name, err))
+				s.sizeErr = errors.Join(s.sizeErr, fmt.Errorf("size of %s at the seal: %w", sd.Disk.Name(), err))
 			} else {
 				sd.Size = size
 			}

@@ -147,7 +147,7 @@ func (sd *SealedDisk) readable(r blockRange, p []byte) error {
 	extra := sd.extra.Load()
 	for b := r.Start; b < r.End; b++ {
 		if one := (blockRange{Start: b, End: b + 1}); !sd.changes.Test(b) && !extra.Contains(one) {
-			return fmt.Errorf("%w: block %d of %s", ErrNotListed, b, sd.Disk.name)
+			return fmt.Errorf("%w: block %d of %s", ErrNotListed, b, sd.Disk.Name())
 		}
 	}
 	return nil
@@ -155,7 +155,7 @@ func (sd *SealedDisk) readable(r blockRange, p []byte) error {
 
 func (sd *SealedDisk) readLive(r blockRange, p []byte) error {
 	if err := readFull(sd.Disk.file, p, r.Offset()); err != nil {
-		return fmt.Errorf("read blocks %v of %s: %w", r, sd.Disk.name, err)
+		return fmt.Errorf("read blocks %v of %s: %w", r, sd.Disk.Name(), err)
 	}
 	return nil
 }
@@ -164,14 +164,14 @@ func (sd *SealedDisk) readLive(r blockRange, p []byte) error {
 func (sd *SealedDisk) readSaved(b extent.FileBlock, p []byte) error {
 	if sd.isHeld(b) {
 		if err := sd.Disk.saved.readAt(p, int64(b)*extent.BlockSize); err != nil {
-			return fmt.Errorf("read saved block %d of %s: %w", b, sd.Disk.name, err)
+			return fmt.Errorf("read saved block %d of %s: %w", b, sd.Disk.Name(), err)
 		}
 		return nil
 	}
 	if sd.s.torn.Load() {
 		return sd.readLive(blockRange{Start: b, End: b + 1}, p)
 	}
-	return fmt.Errorf("%w: block %d of %s", ErrReadTwice, b, sd.Disk.name)
+	return fmt.Errorf("%w: block %d of %s", ErrReadTwice, b, sd.Disk.Name())
 }
 
 func blockOf(r blockRange, p []byte, b extent.FileBlock) []byte {

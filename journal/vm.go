@@ -73,6 +73,16 @@ func (j *Journal) VMs() []*VM {
 	return out
 }
 
+// KnownVMs returns the names of all VMs the store knows, loaded in this run or not.
+func (j *Journal) KnownVMs() ([]string, error) {
+	var names []string
+	err := j.store.Scan([]byte(preVM), func(k, _ []byte) error {
+		names = append(names, string(k[len(preVM):]))
+		return nil
+	})
+	return names, err
+}
+
 // ID returns the VM's UUID as text.
 func (vm *VM) ID() string { return vm.id }
 
@@ -204,7 +214,7 @@ func (vm *VM) quiet() error {
 	}
 	for _, d := range vm.Disks() {
 		if d.regions.pinned() {
-			return fmt.Errorf("vm %s, disk %s: %w", vm.name, d.name, ErrBusy)
+			return fmt.Errorf("vm %s, disk %s: %w", vm.name, d.Name(), ErrBusy)
 		}
 	}
 	return nil

@@ -42,7 +42,7 @@ func (d *Disk) eraseLocked() error {
 		b.Delete([]byte(key))
 	}
 	if err := s.Apply(&b); err != nil {
-		return fmt.Errorf("remove disk %s: %w", d.name, err)
+		return fmt.Errorf("remove disk %s: %w", d.Name(), err)
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ func (vm *VM) detach(d *Disk) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.mu.disks[d.index] = nil
-	delete(vm.mu.names, d.name)
+	delete(vm.mu.names, d.Name())
 }
 
 // closeSaved closes the saved blocks of a withdrawn disk now, or leaves it to the

@@ -125,12 +125,17 @@ func (c *capture) judge() {
 	if c.epoch.Torn() {
 		c.leaveOpen("a block could not be saved before the guest overwrote it")
 	}
+	named := map[string]bool{}
 	for _, md := range c.manifest.Disks {
 		d := c.vm.diskByID(md.ID)
 		doubted := d != nil && d.table() != nil && d.table().UnknownCount() > c.unknown[md.ID]
 		if md.State == spool.Complete && (!md.SumKnown || doubted) {
 			c.leaveOpen(fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name))
 		}
+		if named[md.Name] { // an export would write one over the other
+			c.leaveOpen(fmt.Sprintf("two disks were named %s while it was captured", md.Name))
+		}
+		named[md.Name] = true
 	}
 	c.manifest.Closed, c.manifest.OpenReason = c.open == "", c.open
 }

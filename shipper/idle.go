@@ -24,7 +24,8 @@ func (v *VM) idleVM(disks []*disk) bool {
 	return !recorded.IsZero() && recorded.Epoch == v.newestManifest() && v.listsAll(disks)
 }
 
-// listsAll tells whether the newest point is complete for every complete disk.
+// listsAll tells whether the newest point is complete for every complete disk, under
+// the name it has.
 func (v *VM) listsAll(disks []*disk) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -33,7 +34,7 @@ func (v *VM) listsAll(disks []*disk) bool {
 	}
 	newest := v.mu.records[len(v.mu.records)-1]
 	for _, d := range disks {
-		if rd, ok := newest.Disk(d.state.get().Key); !ok || rd.State != catalog.StateComplete {
+		if rd, ok := newest.Disk(d.state.get().Key); !ok || rd.State != catalog.StateComplete || rd.Name != d.src.Name() {
 			return false
 		}
 	}

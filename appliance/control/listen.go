@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -48,7 +50,16 @@ func Listen(path string) (net.Listener, error) {
 
 func running(path string) *Error {
 	return Refused(CodeRunning, "stop the other one first, or give this one its own control_socket and state_dir",
-		"another appliance answers on %s", path)
+		"another appliance%s answers on %s", holder(path), path)
+}
+
+// holder names the process that has the socket's lock, as " (pid 123)"; "" if it left no word.
+func holder(path string) string {
+	raw, err := os.ReadFile(path + ".lock")
+	if pid := strings.TrimSpace(string(raw)); err == nil && pid != "" {
+		return " (pid " + pid + ")"
+	}
+	return ""
 }
 
 func lockFile(path string) (*os.File, error) {
@@ -57,6 +68,12 @@ func lockFile(path string) (*os.File, error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	// For whoever is refused; the lock counts, not what is written here.
+	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	if err = errors.Join(err, f.Truncate(int64(len(strconv.Itoa(os.Getpid()))+1))); err != nil {
 		f.Close()
 		return nil, err
 	}
