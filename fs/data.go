@@ -63,7 +63,7 @@ func (s *store) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint
 	}
 	pass, err := t.Begin(c)
 	if err != nil {
-		return 0, status(errTracker)
+		return 0, status(refusal(err))
 	}
 	done, err := n.write(data, c.Off, in.Flags)
 	t.End(c, pass, err)

@@ -1,14 +1,22 @@
 package fs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"golang.org/x/sys/unix"
 )
 
-// errTracker is what a guest sees when its change cannot be tracked anywhere (I9: only then).
-const errTracker = unix.EIO
+// refusal is what a guest sees when its Tracker refuses a change: EIO if it cannot be tracked anywhere (I9: only then),
+// EFBIG if a disk cannot be that large.
+func refusal(err error) error {
+	if errors.Is(err, unix.EFBIG) {
+		return unix.EFBIG
+	}
+	return unix.EIO
+}
 
 // change does one tracked change of the file: Begin, the operation, End. Write has its own copy of this, because a
 // closure there would allocate.
@@ -21,7 +29,7 @@ func (n *node) change(c extent.Change, do func() error) error {
 	}
 	pass, err := t.Begin(c)
 	if err != nil {
-		return errTracker
+		return refusal(err)
 	}
 	err = do()
 	t.End(c, pass, err)

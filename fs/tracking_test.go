@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -101,6 +102,10 @@ func TestI9_WhatCannotBeTrackedFails(t *testing.T) {
 	if after, err := os.ReadFile(m.backing("disk.img")); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the file has changed: %d bytes, %v", len(after), err)
 	}
+	r.setRefuse(fmt.Errorf("too large: %w", unix.EFBIG))
+	_, err = f.WriteAt([]byte("y"), 0)
+	wantErrno(t, "write beyond the largest disk", err, unix.EFBIG)
+	wantErrno(t, "truncate beyond the largest disk", f.Truncate(1<<40), unix.EFBIG)
 	r.setRefuse(nil)
 	if _, err := f.WriteAt([]byte("y"), 0); err != nil {
 		t.Errorf("write after the tracker is well again: %v", err)

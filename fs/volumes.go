@@ -35,8 +35,8 @@ type Identity struct {
 // Tracker is told of every change of an image before and after it happens. Calls for different ranges of one file come
 // in parallel; journal.Disk is one.
 type Tracker interface {
-	// Begin is called before the change touches the backing file. An error makes the operation fail with EIO, and then
-	// neither the change nor End happens.
+	// Begin is called before the change touches the backing file. An error makes the operation fail, with EFBIG if it wraps
+	// that and else with EIO, and then neither the change nor End happens.
 	Begin(c extent.Change) (extent.Pass, error)
 
 	// End is called after it, with what Begin returned and with what the operation returned. After an error any part

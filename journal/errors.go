@@ -1,6 +1,11 @@
 package journal
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 var (
 	// ErrNewer: the store was written by a newer version; nothing in it was touched.
@@ -19,8 +24,8 @@ var (
 	ErrReadTwice = errors.New("journal: block was read before")
 	// ErrNotSettled: the sealed epoch's old writers are not done; call Wait first.
 	ErrNotSettled = errors.New("journal: epoch has writers in flight")
-	// ErrTooLarge: a change reaches beyond MaxFileSize.
-	ErrTooLarge = errors.New("journal: beyond the largest image size")
+	// ErrTooLarge: a change reaches beyond MaxFileSize. It wraps EFBIG, which is what a guest is told.
+	ErrTooLarge = fmt.Errorf("journal: beyond the largest image size: %w", unix.EFBIG)
 	// ErrFailing: the store does not take commits.
 	ErrFailing = errors.New("journal: store is failing")
 	// ErrUntracked: neither the store nor the image took a record of the change,
