@@ -100,6 +100,16 @@ func (w *vigil) look() error {
 	}
 }
 
+// until is look, and content once a stop has begun: that has a time limit of its own.
+func (w *vigil) until(stopped context.Context) func() error {
+	return func() error {
+		if stopped.Err() != nil {
+			return nil
+		}
+		return w.look()
+	}
+}
+
 func (w *vigil) question() (<-chan error, time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -51,6 +52,20 @@ func TestWatchNeitherHangsNorPilesUp(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// A stop may take longer than the watchdog's time, and its mounts need not answer any more.
+func TestVigilIsContentOnceAStopHasBegun(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	broken := errors.New("broken")
+	ask := newVigil(func() error { return broken }).until(ctx)
+	if err := ask(); !errors.Is(err, broken) {
+		t.Errorf("before the stop: %v", err)
+	}
+	stop()
+	if err := ask(); err != nil {
+		t.Errorf("after it: %v", err)
+	}
 }
 
 func TestSummaryIsOneLineAboutTheWorst(t *testing.T) {

@@ -248,6 +248,9 @@ func (a *Appliance) serve(ctx context.Context) error {
 	a.startMachines(run, g)
 	if err = a.mountAll(); err == nil {
 		a.startServices(run, g, notify)
+		feed, end := context.WithCancel(base)
+		defer end()
+		go notify.Watchdog(feed, newVigil(a.alive).until(ctx), a.starve) // not waited for: it may hang with a mount, which is what it is for
 		err = notify.Ready()
 		a.log.Info("serving", "version", Version, "stores", len(a.stores), "vms", len(a.machines()))
 		select {
@@ -279,7 +282,6 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.watchSecret(ctx) })
 	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
-	go notify.Watchdog(ctx, newVigil(a.alive).look, a.starve) // not waited for: it may hang with a mount, which is what it is for
 }
 
 func (a *Appliance) mountAll() error {

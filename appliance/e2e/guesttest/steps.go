@@ -24,6 +24,7 @@ var steps = []struct {
 	{"a configuration that is wrong fails once and says where", (*test).wrongConfig},
 	{"start reports readiness with the store mounted", (*test).start},
 	{"the mount is in the host's mount namespace, and reaches those made before it", (*test).namespaces},
+	{"a namespace option would hide it: the check above can fail", (*test).hidden},
 	{"a virtual machine's process reads and writes its disk", (*test).machineProcess},
 	{"a point is made and proves itself from outside", (*test).point},
 	{"the status line counts the VMs", (*test).statusLine},
@@ -150,6 +151,20 @@ func (t *test) namespaces(ctx context.Context) error {
 	nsenter -t "$early" -m test -e /vhd/web01/os.raw || { echo "an older mount namespace does not see the store"; exit 1; }
 	systemctl stop early`)
 	return err
+}
+
+// hidden shows what the unit avoids, and that namespaces would notice.
+func (t *test) hidden(ctx context.Context) error {
+	const dropIn = "/etc/systemd/system/vhdrelay.service.d/hide.conf"
+	if err := t.Put(ctx, dropIn, "[Service]\nPrivateTmp=yes\n", 0o644); err != nil {
+		return err
+	}
+	_, err := t.Shell(ctx, `systemctl daemon-reload && systemctl restart vhdrelay
+	pid=$(systemctl show -p MainPID --value vhdrelay)
+	nsenter -t "$pid" -m test -e /vhd/web01/os.raw || { echo "the appliance itself does not see the store"; exit 1; }
+	if mountpoint -q /vhd; then echo "the host sees a mount made in a namespace"; exit 1; fi`)
+	_, err2 := t.Shell(ctx, "rm "+dropIn+" && systemctl daemon-reload && systemctl restart vhdrelay && test -e /vhd/web01/os.raw")
+	return errors.Join(err, err2)
 }
 
 // machineProcess does what libvirt does: it gives the disk to the machine's user, which then runs in a sandbox.
