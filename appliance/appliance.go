@@ -27,9 +27,6 @@ import (
 	"github.com/vhdrelay/vhdrelay/systemd"
 )
 
-// stopSeal is how long a stop waits for the last epoch of each VM.
-const stopSeal = 20 * time.Second
-
 // Version is the release; the Makefile sets it.
 var Version = "development"
 
@@ -50,6 +47,7 @@ type Appliance struct {
 	bandwidth bandwidth
 	probe     *retry.Probe
 	stores    []*store
+	bounds    bounds // of a stop
 
 	opened struct {
 		sync.Mutex // held over opening the target
@@ -84,12 +82,15 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 		return err
 	}
 	err = a.serve(ctx)
+	if errors.Is(err, errHangs) {
+		return err // somebody uses what would be closed
+	}
 	return errors.Join(err, closeState())
 }
 
 // compose makes the appliance's parts that need nothing from outside.
 func compose(conf *config.Config, opts Options) *Appliance {
-	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
+	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
 	a.bandwidth.rule = func() int64 { return a.config().BandwidthAt(a.now()) }
 	a.conf.Store(conf)
 	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
@@ -305,27 +306,6 @@ func (a *Appliance) startMachines(ctx context.Context, g *errgroup.Group) {
 	a.mu.spawn = func(work func(context.Context)) { g.Go(func() error { work(ctx); return nil }) }
 }
 
-// shutDown stops in order: the mounts go, so that nothing changes any more; what
-// changed is sealed into the spool; the stages end; the journal says clean.
-func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *errgroup.Group) error {
-	err := a.unmountAll(ctx)
-	a.refuseMore()
-	sealed, cancel := context.WithTimeout(ctx, stopSeal)
-	defer cancel()
-	for _, m := range a.machines() {
-		if sealErr := m.pipeline.SealLast(sealed); sealErr != nil {
-			a.log.Warn("last epoch not spooled; its changes are kept in the journal", "vm", m.name, "code", "last-epoch-kept", "cause", sealErr, "action", "none: the next start goes on with them")
-		}
-	}
-	stop()
-	waitErr := g.Wait()
-	if errors.Is(waitErr, context.Canceled) {
-		waitErr = nil
-	}
-	a.stopWatching()
-	return errors.Join(err, waitErr, a.closeMachines(), a.journal.Close(ctx))
-}
-
 // stopWatching ends the watch of the sources as late as can be: what others do from
 // now on until the journal is closed would be taken for ours.
 func (a *Appliance) stopWatching() {
@@ -350,14 +330,6 @@ func (a *Appliance) closeMachines() error {
 	var errs []error
 	for _, m := range a.machines() {
 		errs = append(errs, m.pipeline.Close())
-	}
-	return errors.Join(errs...)
-}
-
-func (a *Appliance) unmountAll(ctx context.Context) error {
-	var errs []error
-	for _, s := range a.stores {
-		errs = append(errs, s.unmount(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -21,10 +21,6 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
-// drainRequests is how long a stop waits for guest requests under way once the
-// mount was taken from its guests.
-const drainRequests = 30 * time.Second
-
 // store is one served directory: it finds the images in it, gives each its
 // tracker, and brings each into the pipeline of its VM.
 //
@@ -363,24 +359,6 @@ func (s *store) watch(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("store %s: %s was unmounted from outside", s.conf.Name, s.conf.Mount)
-}
-
-// unmount ends the serving. Images that are still open are cut off, for a service
-// that is told to stop must stop; their guests see I/O errors.
-func (s *store) unmount(ctx context.Context) error {
-	if s.srv == nil {
-		return nil
-	}
-	s.leaving.Store(true)
-	err := s.srv.Unmount()
-	if err == nil {
-		return nil
-	}
-	s.log.Warn("store is in use and is detached; open images see I/O errors from now on", "code", "unmount-busy", "open", s.srv.OpenFiles(), "cause", err,
-		"action", "stop the virtual machines before the appliance")
-	ctx, cancel := context.WithTimeout(ctx, drainRequests)
-	defer cancel()
-	return s.srv.Abort(ctx)
 }
 
 // seal refuses every image from now on: one that is asked for all the same is

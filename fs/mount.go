@@ -97,7 +97,7 @@ func (o Options) complete() (Options, error) {
 	if o.Source, err = resolve(o.Source); err != nil {
 		return o, fmt.Errorf("source: %w", err)
 	}
-	if err := detachDead(o.Mount, o.Log); err != nil {
+	if err := DetachDead(o.Mount, o.Log); err != nil {
 		return o, err
 	}
 	if o.Mount, err = resolve(o.Mount); err != nil {

@@ -111,24 +111,34 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// DetachDead unmounts what a crashed daemon of ours left at dir; anything else stays.
-func DetachDead(dir string, log *slog.Logger) error { return detachDead(dir, log) }
+// Dead says whether a crashed daemon of ours left a mount at dir: one that answers ENOTCONN. It asks with statfs, because
+// the kernel still knows the root's attributes for a while.
+func Dead(dir string) (bool, error) {
+	dir, err := resolveDead(dir)
+	if err != nil {
+		return false, fmt.Errorf("mount point: %w", err)
+	}
+	return dead(dir)
+}
 
-// detachDead unmounts what a crashed daemon of ours left at dir: a fuse.vhdrelay mount that answers ENOTCONN. It asks
-// with statfs, because the kernel still knows the root's attributes for a while.
-func detachDead(dir string, log *slog.Logger) error {
+func dead(dir string) (bool, error) {
+	at, err := mountsAt(dir)
+	if err != nil || len(at) == 0 || at[len(at)-1].fsType != "fuse."+fsType {
+		return false, err
+	}
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == unix.ENOTCONN, nil
+}
+
+// DetachDead unmounts what Dead finds at dir, however often; anything else stays.
+func DetachDead(dir string, log *slog.Logger) error {
 	dir, err := resolveDead(dir)
 	if err != nil {
 		return fmt.Errorf("mount point: %w", err)
 	}
 	for {
-		at, err := mountsAt(dir)
-		if err != nil {
+		if is, err := dead(dir); err != nil || !is {
 			return err
-		}
-		var st unix.Statfs_t
-		if len(at) == 0 || at[len(at)-1].fsType != "fuse."+fsType || unix.Statfs(dir, &st) != unix.ENOTCONN {
-			return nil
 		}
 		log.Warn("the mount of a daemon that is gone is detached", "mount", dir)
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {

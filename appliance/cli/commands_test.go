@@ -203,7 +203,7 @@ func TestEveryCommandDocumentsItself(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := "check-config export image info journal check journal dump pause points protect resume resync serve status sync unprotect verify version"
+	want := "check-config export image info journal check journal dump pause points protect resume resync serve status sync unmount unprotect verify version"
 	if got := strings.ReplaceAll(strings.Join(names, " "), "vhdrelay ", ""); got != want {
 		t.Errorf("commands: %s, want %s", got, want)
 	}
@@ -212,7 +212,7 @@ func TestEveryCommandDocumentsItself(t *testing.T) {
 func TestReadingCommandsTakeJSON(t *testing.T) {
 	a := &app{Deps: newRig(t).deps}
 	root := a.root()
-	for _, path := range []string{"status", "points", "verify", "image info", "version", "sync", "export", "resync"} {
+	for _, path := range []string{"status", "points", "verify", "image info", "version", "sync", "export", "resync", "unmount"} {
 		cmd, _, err := root.Find(strings.Fields(path))
 		if err != nil || cmd.Flags().Lookup("json") == nil {
 			t.Errorf("%s takes no --json (%v)", path, err)

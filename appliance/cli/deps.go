@@ -36,6 +36,10 @@ type Deps struct {
 	JournalCheck func(ctx context.Context, c *config.Config) error
 	JournalDump  func(ctx context.Context, c *config.Config, w io.Writer) error
 
+	// ClearMounts takes away what a crashed appliance left mounted, of one store or of all for "", and with release gives the
+	// mount points back as they were before the first start. No appliance may serve them.
+	ClearMounts func(c *config.Config, store string, release bool) (control.Unmounted, error)
+
 	// ImageInfo reads an image file's headers.
 	ImageInfo func(path string) (ImageInfo, error)
 }

@@ -92,6 +92,18 @@ func (b *backend) Pause(_ context.Context, vm string) (control.Moved, error) {
 	return b.move(vm, "Paused")
 }
 
+func (b *backend) Unmount(_ context.Context, store string, force bool) (control.Unmounted, error) {
+	switch {
+	case store == "gone":
+		return control.Unmounted{}, nil
+	case store != "" && store != "main":
+		return control.Unmounted{}, control.NotFound("the config names the stores", "there is no store %q", store)
+	case !force:
+		return control.Unmounted{}, control.Refused("store-busy", "stop these first, or use --force: they see I/O errors then", "store main: files are open: web/os.img (qemu, pid 42)")
+	}
+	return control.Unmounted{Stores: []string{"main"}}, nil
+}
+
 func (b *backend) Resume(_ context.Context, vm string) (control.Moved, error) {
 	return b.move(vm, "Replicating")
 }
@@ -147,6 +159,12 @@ func newRig(t *testing.T) *rig {
 		},
 		Points: r.points, Export: r.export, Verify: r.verify, ImageInfo: imageInfo,
 		JournalCheck: func(context.Context, *config.Config) error { return errors.New("epoch 4 is named twice") },
+		ClearMounts: func(_ *config.Config, store string, release bool) (control.Unmounted, error) {
+			if release {
+				return control.Unmounted{Stores: []string{store + " released"}}, nil
+			}
+			return control.Unmounted{Stores: []string{}}, nil
+		},
 		JournalDump: func(_ context.Context, c *config.Config, w io.Writer) error {
 			_, err := fmt.Fprintf(w, "journal of %s\n", filepath.Base(c.StateDir))
 			return err

@@ -29,6 +29,9 @@ type Backend interface {
 	// Unprotect stops the tracking of a VM, removes what is kept of it here, and with DeleteReplica what the target holds.
 	// It returns when that is done, or with the error of a first attempt; it then goes on by itself, over restarts too.
 	Unprotect(ctx context.Context, vm string, opts UnprotectOptions) (Moved, error)
+	// Unmount takes the mount of a store away, or with store "" those of all. Unless force is set it refuses while files are
+	// open there, and names who has them; with it they see I/O errors. What was taken away stays so until the next start.
+	Unmount(ctx context.Context, store string, force bool) (Unmounted, error)
 	// JournalCheck proves the journal's invariants.
 	JournalCheck(ctx context.Context) error
 	// JournalDump writes the journal as text, for people.

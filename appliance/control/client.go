@@ -80,6 +80,12 @@ func (c *Client) move(ctx context.Context, path string, q request) (m Moved, err
 	return m, err
 }
 
+// Unmount is Backend's.
+func (c *Client) Unmount(ctx context.Context, store string, force bool) (u Unmounted, err error) {
+	err = c.stream(ctx, pathUnmount, request{Store: store, Force: force}, sinks{}, &u)
+	return u, err
+}
+
 // JournalCheck is Backend's.
 func (c *Client) JournalCheck(ctx context.Context) error {
 	return c.stream(ctx, pathJournalCheck, request{}, sinks{}, &struct{}{})

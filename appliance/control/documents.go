@@ -57,6 +57,11 @@ type Forecast struct {
 	Message string  `json:"message"`
 }
 
+// Unmounted is what `unmount` answers with: the stores whose mounts are gone, by name.
+type Unmounted struct {
+	Stores []string `json:"stores"`
+}
+
 // Moved is what a command that changes a VM's state answers with.
 type Moved struct {
 	VM    string `json:"vm"`

@@ -17,6 +17,7 @@ type fake struct {
 	sync   func(ctx context.Context, vm string, wait bool, progress func(Progress)) (SyncResult, error)
 	resync func(ctx context.Context, vm, disk string, o ResyncOptions, progress func(Progress)) (Resync, error)
 	move   func(ctx context.Context, command, vm string, o UnprotectOptions) (Moved, error)
+	mount  func(ctx context.Context, store string, force bool) (Unmounted, error)
 	check  func(ctx context.Context) error
 	dump   func(ctx context.Context, w io.Writer) error
 }
@@ -72,6 +73,13 @@ func (f *fake) Protect(ctx context.Context, vm string) (Moved, error) {
 
 func (f *fake) Unprotect(ctx context.Context, vm string, o UnprotectOptions) (Moved, error) {
 	return f.moved(ctx, "unprotect", vm, o)
+}
+
+func (f *fake) Unmount(ctx context.Context, store string, force bool) (Unmounted, error) {
+	if f.mount == nil {
+		return Unmounted{}, errUnexpected
+	}
+	return f.mount(ctx, store, force)
 }
 
 func (f *fake) JournalCheck(ctx context.Context) error {

@@ -33,3 +33,19 @@ func TestMoves(t *testing.T) {
 		}
 	}
 }
+
+func TestUnmountCrosses(t *testing.T) {
+	c, _ := serve(t, &fake{mount: func(_ context.Context, store string, force bool) (Unmounted, error) {
+		if !force {
+			return Unmounted{}, Refused("store-busy", "close them", "files are open in %s", store)
+		}
+		return Unmounted{Stores: []string{store}}, nil
+	}})
+	if u, err := c.Unmount(t.Context(), "main", true); err != nil || len(u.Stores) != 1 || u.Stores[0] != "main" {
+		t.Errorf("%+v %v", u, err)
+	}
+	var e *Error
+	if _, err := c.Unmount(t.Context(), "main", false); !errors.As(err, &e) || e.Code != "store-busy" || e.Exit != ExitRefused || e.Action != "close them" {
+		t.Errorf("%v", err)
+	}
+}

@@ -20,6 +20,7 @@ const (
 	pathResume       = "/v1/resume"
 	pathProtect      = "/v1/protect"
 	pathUnprotect    = "/v1/unprotect"
+	pathUnmount      = "/v1/unmount"
 	pathJournalCheck = "/v1/journal/check"
 	pathJournalDump  = "/v1/journal/dump"
 )
@@ -36,6 +37,8 @@ type request struct {
 	VM      string        `json:"vm"`
 	Disk    string        `json:"disk,omitempty"`
 	Wait    bool          `json:"wait,omitempty"`
+	Store   string        `json:"store,omitempty"`
+	Force   bool          `json:"force,omitempty"`
 	Options ResyncOptions `json:"options,omitzero"`
 
 	Unprotect UnprotectOptions `json:"unprotect,omitzero"`
@@ -92,6 +95,9 @@ func Handler(backend Backend) http.Handler {
 	}
 	mux.HandleFunc("POST "+pathUnprotect, streamed(func(ctx context.Context, q request, _ *stream) (any, error) {
 		return backend.Unprotect(ctx, q.VM, q.Unprotect)
+	}))
+	mux.HandleFunc("POST "+pathUnmount, streamed(func(ctx context.Context, q request, _ *stream) (any, error) {
+		return backend.Unmount(ctx, q.Store, q.Force)
 	}))
 	mux.HandleFunc("POST "+pathJournalCheck, streamed(func(ctx context.Context, _ request, _ *stream) (any, error) {
 		return struct{}{}, backend.JournalCheck(ctx)

@@ -26,7 +26,7 @@ func main() {
 		},
 		Points: appliance.Points, Export: appliance.Export, Verify: appliance.Verify,
 		JournalCheck: appliance.JournalCheck, JournalDump: appliance.JournalDump,
-		ImageInfo: appliance.ImageInfo,
+		ImageInfo: appliance.ImageInfo, ClearMounts: appliance.ClearMounts,
 	}, os.Args[1:])
 	stop()
 	os.Exit(int(exit))

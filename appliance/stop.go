@@ -1,0 +1,104 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// bounds are how long the parts of a stop may take.
+type bounds struct {
+	drain  time.Duration // guest requests under way, and once more when they were cut off
+	seal   time.Duration // the last epochs of all VMs
+	stages time.Duration // the end of what runs
+}
+
+// stopBounds leave 20 s of the unit's TimeoutStopSec, 90 s, to syncing the images and
+// closing the journal.
+var stopBounds = bounds{drain: 15 * time.Second, seal: 20 * time.Second, stages: 20 * time.Second}
+
+// errHangs: something does not end. The process may still exit: it is a crash then,
+// and costs a comparison of the active regions.
+var errHangs = errors.New("a part does not end: it waits for a disk or a target that hangs; the next start compares the active regions")
+
+// shutDown stops in order: the mounts go, so that nothing changes any more; what
+// changed is sealed into the spool; the stages end; the journal says clean. It does not
+// wait for the target, and for nothing longer than its bounds.
+func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *errgroup.Group) error {
+	err := a.unmountAll(ctx)
+	a.refuseMore()
+	a.sealLast(ctx)
+	stop()
+	waitErr := within(a.bounds.stages, g.Wait)
+	if errors.Is(waitErr, errHangs) {
+		return errors.Join(err, waitErr)
+	}
+	if errors.Is(waitErr, context.Canceled) {
+		waitErr = nil
+	}
+	a.stopWatching()
+	return errors.Join(err, waitErr, a.closeMachines(), a.journal.Close(ctx))
+}
+
+// within waits for the end of work, or for the bound: then it is errHangs, and work
+// goes on.
+func within(bound time.Duration, work func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- work() }()
+	late := time.NewTimer(bound)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		return fmt.Errorf("after %s: %w", bound, errHangs)
+	}
+}
+
+// sealLast brings what changed into the spool, all VMs side by side.
+func (a *Appliance) sealLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.bounds.seal)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, m := range a.machines() {
+		all.Go(func() {
+			err := within(a.bounds.seal, func() error { return m.pipeline.SealLast(ctx) })
+			if err != nil {
+				a.log.Warn("last epoch not spooled; its changes are kept in the journal", "vm", m.name, "code", "last-epoch-kept", "cause", err, "action", "none: the next start goes on with them")
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (a *Appliance) unmountAll(ctx context.Context) error {
+	errs := make([]error, len(a.stores))
+	var all sync.WaitGroup
+	for i, s := range a.stores {
+		all.Go(func() { errs[i] = s.unmount(ctx) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// unmount ends the serving. Images that are still open are cut off, for a service
+// that is told to stop must stop; their guests see I/O errors.
+func (s *store) unmount(ctx context.Context) error {
+	if s.srv == nil {
+		return nil
+	}
+	s.leaving.Store(true)
+	err := within(s.app.bounds.drain, s.srv.Unmount)
+	if err == nil {
+		return nil
+	}
+	s.log.Warn("store is in use and is detached; open images see I/O errors from now on", "code", "unmount-busy", "open", s.inUse(), "cause", err,
+		"action", "stop the virtual machines before the appliance")
+	ctx, cancel := context.WithTimeout(ctx, s.app.bounds.drain)
+	defer cancel()
+	return s.srv.Abort(ctx)
+}
