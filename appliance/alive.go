@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// StopTimeout is how long a clean stop may take, whatever the target does: the drain of each store's requests, the
-	// last epoch of each VM, and the journal's end. The unit's TimeoutStopSec is not below it.
-	StopTimeout = drainRequests + stopSeal + stopRest
-	stopRest    = 30 * time.Second
+	// StopTimeout is how long a stop may take, whatever the target does: the drain of the stores' requests, twice if they
+	// have to be cut off, the last epochs of the VMs, the end of what runs, and the journal's. The unit's TimeoutStopSec is
+	// not below it.
+	StopTimeout = 2*stopDrain + stopSeal + stopStages + stopRest
 
 	// statusEvery is how often the line for the service manager is made; it is sent when it differs.
 	statusEvery = 10 * time.Second
@@ -34,6 +34,9 @@ const (
 // asks nothing of the target, so that an outage never ends the appliance (I9).
 func (a *Appliance) alive() error {
 	for _, s := range a.stores {
+		if s.leaving.Load() {
+			continue
+		}
 		if err := s.answers(); err != nil {
 			return err
 		}

@@ -10,16 +10,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// bounds are how long the parts of a stop may take.
-type bounds struct {
-	drain  time.Duration // guest requests under way, and once more when they were cut off
-	seal   time.Duration // the last epochs of all VMs
-	stages time.Duration // the end of what runs
-}
+// How long the parts of a stop may take; together they are StopTimeout.
+const (
+	stopDrain  = 15 * time.Second // guest requests under way, and once more when they were cut off
+	stopSeal   = 20 * time.Second // the last epochs of all VMs
+	stopStages = 20 * time.Second // the end of what runs
+	stopRest   = 20 * time.Second // syncing the images and closing the journal, which have no bound of their own
+)
 
-// stopBounds leave 20 s of the unit's TimeoutStopSec, 90 s, to syncing the images and
-// closing the journal.
-var stopBounds = bounds{drain: 15 * time.Second, seal: 20 * time.Second, stages: 20 * time.Second}
+// bounds are those of one appliance: tests are less patient.
+type bounds struct{ drain, seal, stages time.Duration }
+
+var stopBounds = bounds{drain: stopDrain, seal: stopSeal, stages: stopStages}
 
 // errHangs: something does not end. The process may still exit: it is a crash then,
 // and costs a comparison of the active regions.
