@@ -42,14 +42,12 @@ func (n *node) fallocate(mode uint32, off, length int64) error {
 	case unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
 		return n.changeWithin(extent.Zero, size, off, length, do)
 	case unix.FALLOC_FL_ZERO_RANGE:
-		if off+length > size {
-			// Two changes, one after the other: a tracker may wait in Begin for the passes before it.
-			if err := n.truncate(off + length); err != nil {
-				return err
-			}
-			size = off + length
+		// Two changes, one after the other: a tracker may wait in Begin for the passes before it. The zeros come first,
+		// or a file system that has no such mode would leave a file that has grown behind its refusal.
+		if err := n.fallocate(mode|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil || off+length <= size {
+			return err
 		}
-		return n.changeWithin(extent.Zero, size, off, length, do)
+		return n.truncate(off + length)
 	}
 	return unix.EOPNOTSUPP
 }

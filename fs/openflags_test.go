@@ -144,6 +144,7 @@ const fallocWriteZeroes = 0x80 // FALLOC_FL_WRITE_ZEROES of kernel 6.17
 // TestI1_EveryFallocateModeIsTrackedOrRefused, through the kernel and below it, where a later kernel may let more
 // through.
 func TestI1_EveryFallocateModeIsTrackedOrRefused(t *testing.T) {
+	needZeroRange(t)
 	m := newTestStore(t)
 	f := open(t, m.path("disk.vhd"), os.O_RDWR|os.O_CREATE)
 	data := pattern(64 << 10)
