@@ -2,12 +2,12 @@ package appliance
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,38 +18,25 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
 
+// The rule of the hour, or what the account takes, whichever is less.
 func TestBandwidth(t *testing.T) {
-	limit := int64(0)
-	b := bandwidth{rule: func() int64 { return limit }}
-	if b.current(1000) != nil || b.wait(t.Context(), 1<<40) != nil {
-		t.Error("no rule, no limit")
+	a := &Appliance{pacer: retry.NewPacer(), now: func() time.Time { return time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC) }}
+	conf := config.Default()
+	a.conf.Store(conf)
+	if got := a.bandwidth(); got != 0 {
+		t.Errorf("no rule, no throttling: %d", got)
 	}
-	limit = 1 << 20
-	first := b.current(1000)
-	if first == nil || first.Limit() != 1<<20 || first.Burst() != 1000 {
-		t.Fatalf("%+v", first)
+	conf.Bandwidth = []config.Bandwidth{{Window: config.Window{Days: config.EveryDay, From: 8 * 60, To: 18 * 60}, Limit: 1 << 30}}
+	if got := a.bandwidth(); got != 1<<30 {
+		t.Errorf("in the window: %d", got)
 	}
-	if again := b.current(4000); again != first || again.Burst() != 4000 {
-		t.Error("a larger request needs a larger burst of the same limiter")
+	a.pacer.Throttled(0)
+	if got := a.bandwidth(); got <= 0 || got >= 1<<30 {
+		t.Errorf("throttled: %d", got)
 	}
-	if again := b.current(10); again != first || again.Burst() != 4000 {
-		t.Error("a smaller request takes the burst away")
-	}
-	if err := b.wait(t.Context(), 10); err != nil {
-		t.Error(err)
-	}
-	limit = 2 << 20
-	if next := b.current(10); next == first || next.Limit() != 2<<20 {
-		t.Error("the new rule is not in force")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := b.wait(ctx, 1<<20); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
-	limit = 0
-	if b.current(10) != nil {
-		t.Error("the rule is over")
+	conf.Bandwidth = nil
+	if got := a.bandwidth(); got <= 0 || got >= 1<<30 {
+		t.Errorf("throttled, no rule: %d", got)
 	}
 }
 

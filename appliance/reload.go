@@ -2,12 +2,10 @@ package appliance
 
 import (
 	"context"
+	"math"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
-
-	"golang.org/x/time/rate"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 )
@@ -41,41 +39,13 @@ func (a *Appliance) reload() {
 	a.log.Info("config reloaded", "path", old.Path, "after_restart", restart)
 }
 
-// bandwidth keeps the rules of the config for everything the appliance sends.
-type bandwidth struct {
-	rule func() int64 // bytes a second now, 0: no limit
-
-	mu struct {
-		sync.Mutex // never held while waiting
-		limiter    *rate.Limiter
-		limit      int64
+// bandwidth is how much the appliance may send now, in bytes a second, 0 for no
+// limit: the rule of the hour, or what the account takes while it throttles. So the
+// most urgent goes first under both.
+func (a *Appliance) bandwidth() int64 {
+	limit := a.config().BandwidthAt(a.now())
+	if rate := a.pacer.Rate(); !math.IsInf(rate, 1) && (limit == 0 || rate < float64(limit)) {
+		return int64(rate)
 	}
-}
-
-// wait returns when n more bytes may be sent.
-func (b *bandwidth) wait(ctx context.Context, n int) error {
-	limiter := b.current(n)
-	if limiter == nil {
-		return nil
-	}
-	return limiter.WaitN(ctx, n)
-}
-
-// current is the limiter of the rule in force, nil for no limit. Its burst is
-// never smaller than one request.
-func (b *bandwidth) current(n int) *rate.Limiter {
-	limit := b.rule()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if limit == 0 {
-		b.mu.limiter, b.mu.limit = nil, 0
-		return nil
-	}
-	if b.mu.limiter == nil || b.mu.limit != limit {
-		b.mu.limiter, b.mu.limit = rate.NewLimiter(rate.Limit(limit), n), limit
-	}
-	if b.mu.limiter.Burst() < n {
-		b.mu.limiter.SetBurst(n)
-	}
-	return b.mu.limiter
+	return limit
 }

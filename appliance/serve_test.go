@@ -180,13 +180,13 @@ func TestReload(t *testing.T) {
 	r.extra = "bandwidth: [{from: \"00:00\", to: \"24:00\", days: [mon, tue, wed, thu, fri, sat, sun], limit: 1MiB}]"
 	r.config()
 	app.reload()
-	if got := app.bandwidth.rule(); got != mib {
+	if got := app.bandwidth(); got != mib {
 		t.Errorf("limit %d, want 1 MiB", got)
 	}
 	r.extra = "nonsense: true"
 	r.must(os.WriteFile(r.path, []byte(r.extra), 0o600))
 	app.reload()
-	if got := app.bandwidth.rule(); got != mib || !r.logged("config-invalid") {
+	if got := app.bandwidth(); got != mib || !r.logged("config-invalid") {
 		t.Errorf("limit %d after a file that does not parse", got)
 	}
 	r.extra = ""

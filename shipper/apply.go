@@ -15,6 +15,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/fold"
 	"github.com/vhdrelay/vhdrelay/shipper/segment"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
 // applyLogBytes makes an apply due before its interval: so much log is waiting.
@@ -142,7 +143,7 @@ func (v *VM) foldInto(ctx context.Context, r *replica, d *disk, from catalog.Sna
 	if err != nil {
 		return err
 	}
-	p := v.newPutter(ctx, r.name, r.guard())
+	p := v.newPutter(ctx, order{class: ClassApply}, r.name, r.guard())
 	w := &foldWriter{vm: v, frames: fold.NewFrames(readers, applyCacheBytes), puts: p}
 	if err := errors.Join(w.run(f.Pieces), p.wait()); err != nil {
 		v.blameLocal(isSegmentFault(err))
@@ -308,7 +309,7 @@ func (w *foldWriter) data(start extent.DiskBlock, payload []byte, sums []checksu
 		w.flushData()
 	}
 	if w.buf == nil {
-		if w.buf, err = w.vm.deps.Buffers.get(w.puts.ctx); err != nil {
+		if w.buf, err = w.puts.buffer(target.MaxPut); err != nil {
 			return 0, err
 		}
 		w.at, w.sums = DiskRange{Start: start, End: start}, nil
@@ -324,6 +325,7 @@ func (w *foldWriter) flushData() {
 	if w.buf == nil {
 		return
 	}
+	w.vm.deps.Buffers.line.refund(target.MaxPut - w.at.Bytes())
 	w.puts.data(offsetOf(w.at.Start), w.buf, int(w.at.Bytes()), checksum.CombineBlocks(w.sums), nil)
 	w.buf = nil
 }
@@ -337,7 +339,8 @@ func (w *foldWriter) flushZero() {
 
 func (w *foldWriter) drop() {
 	if w.buf != nil {
-		w.vm.deps.Buffers.put(w.buf)
+		w.vm.deps.Buffers.line.refund(target.MaxPut)
+		w.vm.deps.Buffers.put(w.buf, w.puts.order)
 		w.buf = nil
 	}
 }

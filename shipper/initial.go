@@ -266,7 +266,7 @@ func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica, info image.In
 	}
 	s.watch = s.table.Watch()
 	defer s.watch.Close()
-	s.puts = v.newPutter(ctx, r.name, r.guard())
+	s.puts = v.newPutter(ctx, order{class: ClassInitial}, r.name, r.guard())
 	err := s.sendAll()
 	return errors.Join(err, s.puts.wait(), s.table.Sync())
 }
@@ -318,11 +318,11 @@ func (s *sender) sendRun(run DiskRange) error {
 			continue
 		}
 		partSums := sums[lo:hi]
-		buf, err := s.vm.deps.Buffers.get(s.puts.ctx)
+		n := int(part.Bytes())
+		buf, err := s.puts.buffer(int64(n))
 		if err != nil {
 			return err
 		}
-		n := int(part.Bytes())
 		if len(parts) == 1 { // all of the stride: the next one is read into the other buffer
 			*buf, s.page = s.page, *buf
 		} else {

@@ -3,6 +3,7 @@ package shipper
 import (
 	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -16,33 +17,42 @@ import (
 // memory at once, in bytes.
 const DefaultBytesInFlight = 48 << 20
 
-// Buffers hands out payload buffers of up to target.MaxPut bytes under one budget.
+// Buffers hands out payload buffers of up to target.MaxPut bytes under one budget,
+// to the most urgent put first.
 type Buffers struct {
-	budget *semaphore.Weighted
-	pool   sync.Pool
-	folds  *semaphore.Weighted // one apply at a time holds a cache of frames
+	line  *line
+	pool  sync.Pool
+	folds *semaphore.Weighted // one apply at a time holds a cache of frames
 }
 
 // NewBuffers makes a budget of the given number of bytes, at least one buffer.
 func NewBuffers(bytes int64) *Buffers {
 	return &Buffers{
-		budget: semaphore.NewWeighted(max(bytes, target.MaxPut)),
-		folds:  semaphore.NewWeighted(1),
-		pool:   sync.Pool{New: func() any { b := make([]byte, target.MaxPut); return &b }},
+		line:  newLine(bytes),
+		folds: semaphore.NewWeighted(1),
+		pool:  sync.Pool{New: func() any { b := make([]byte, target.MaxPut); return &b }},
 	}
 }
 
-// get waits for room in the budget. The buffer has target.MaxPut bytes.
-func (b *Buffers) get(ctx context.Context) (*[]byte, error) {
-	if err := b.budget.Acquire(ctx, target.MaxPut); err != nil {
+// Limit sets how many bytes may be sent a second, asked again for every put; 0 is
+// no limit. It is called before the first pipeline runs.
+func (b *Buffers) Limit(rate func() int64) {
+	b.line.mu.Lock()
+	defer b.line.mu.Unlock()
+	b.line.mu.limit = rate
+}
+
+// get waits for the turn of a put of n bytes. The buffer has target.MaxPut bytes.
+func (b *Buffers) get(ctx context.Context, o order, n int64) (*[]byte, error) {
+	if err := b.line.wait(ctx, o, n); err != nil {
 		return nil, err
 	}
 	return b.pool.Get().(*[]byte), nil
 }
 
-func (b *Buffers) put(p *[]byte) {
+func (b *Buffers) put(p *[]byte, o order) {
 	b.pool.Put(p)
-	b.budget.Release(target.MaxPut)
+	b.line.release(o)
 }
 
 // putter writes pages of one blob with a bounded number of requests in flight.
@@ -50,28 +60,34 @@ func (b *Buffers) put(p *[]byte) {
 // outcome, and the caller decides.
 type putter struct {
 	vm    *VM
+	order order
 	name  string
 	guard target.Guard
 	ctx   context.Context
 	group *errgroup.Group
 }
 
-func (v *VM) newPutter(ctx context.Context, name string, guard target.Guard) *putter {
+func (v *VM) newPutter(ctx context.Context, o order, name string, guard target.Guard) *putter {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(DefaultPutsInFlight)
-	return &putter{vm: v, name: name, guard: guard, ctx: ctx, group: g}
+	return &putter{vm: v, order: o, name: name, guard: guard, ctx: ctx, group: g}
+}
+
+// buffer waits for the turn of a put of n bytes.
+func (p *putter) buffer(n int64) (*[]byte, error) {
+	return p.vm.deps.Buffers.get(p.ctx, p.order, n)
 }
 
 // data writes (*buf)[:n] at off and gives the buffer back; acked runs after the
 // target has acknowledged it.
 func (p *putter) data(off int64, buf *[]byte, n int, sum checksum.Sum, acked func() error) {
 	p.group.Go(func() error {
-		defer p.vm.deps.Buffers.put(buf)
-		if err := p.vm.limit(p.ctx, n); err != nil {
-			return err
-		}
+		defer p.vm.deps.Buffers.put(buf, p.order)
 		err := retry.Do(p.ctx, p.policy(n), func(ctx context.Context) error {
-			return p.vm.target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
+			begin := time.Now()
+			err := p.vm.target.PutPages(ctx, p.name, off, (*buf)[:n], sum, p.guard)
+			p.vm.deps.Buffers.line.took(p.order, time.Since(begin))
+			return err
 		})
 		if err != nil || acked == nil {
 			return err
@@ -101,14 +117,6 @@ func (p *putter) wait() error { return p.group.Wait() }
 // one content, so there everything may be repeated.
 func (p *putter) policy(cost int) retry.Policy {
 	return p.vm.policy(p.guard.Sequence < 0, cost)
-}
-
-// limit keeps the bandwidth rules.
-func (v *VM) limit(ctx context.Context, n int) error {
-	if v.deps.Limit == nil {
-		return nil
-	}
-	return v.deps.Limit(ctx, n)
 }
 
 // policy is how this VM repeats one request; cost is the bytes it moves.

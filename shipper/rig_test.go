@@ -47,6 +47,9 @@ type rig struct {
 	tree   durable.Tree       // of the tables; nil: the operating system's
 	hook   func(point string) // may panic with crashed{}
 
+	buffers *Buffers
+	way     func(target.Target) target.Target // to the target
+
 	clock     *clock
 	j         *journal.Journal
 	log       *journal.VM
@@ -84,8 +87,13 @@ func (c *clock) add(d time.Duration) {
 type crashed struct{}
 
 func newRig(t testing.TB, images ...*modelImage) *rig {
+	return newRigOn(t, NewBuffers(8*target.MaxPut), func(t target.Target) target.Target { return t }, images...)
+}
+
+// newRigOn is a rig that shares its line with others.
+func newRigOn(t testing.TB, buffers *Buffers, way func(target.Target) target.Target, images ...*modelImage) *rig {
 	c := &clock{now: time.Unix(1_700_000_000, 0)}
-	r := &rig{t: t, dir: t.TempDir(), target: fake.New(fake.Options{Now: c.Now}), store: &memory.Store{}, images: map[string]*modelImage{}, quota: 64 * mib, clock: c,
+	r := &rig{t: t, dir: t.TempDir(), target: fake.New(fake.Options{Now: c.Now}), store: &memory.Store{}, images: map[string]*modelImage{}, quota: 64 * mib, clock: c, buffers: buffers, way: way,
 		owner:  catalog.Owner{Host: "host", MachineID: "machine", StoreID: "store"},
 		policy: retention.DefaultPolicy, oracle: map[string]map[string][]byte{}, counted: map[catalog.PointID]string{}, manifests: map[string]bool{}}
 	for _, m := range images {
@@ -123,8 +131,8 @@ func (r *rig) open() {
 	r.must(err)
 	r.spool, err = spool.Open(filepath.Join(r.dir, "spool"), spool.Options{Hook: r.at, Log: quiet})
 	r.must(err)
-	r.vm, err = New(Deps{Volume: testVolume{r}, Spool: r.spool, Docs: testDocuments{r.j}, Buffers: NewBuffers(8 * target.MaxPut),
-		Open: func(context.Context) (target.Target, error) { return r.target, nil }},
+	r.vm, err = New(Deps{Volume: testVolume{r}, Spool: r.spool, Docs: testDocuments{r.j}, Buffers: r.buffers,
+		Open: func(context.Context) (target.Target, error) { return r.way(r.target), nil }},
 		Options{Name: "vm", ID: r.log.ID(), Owner: r.owner, TableDir: r.dir, Tree: r.tree, Now: r.clock.Now, Hook: r.point, Log: quiet,
 			Quota: func() int64 { return r.quota }, Live: func() Live { return Live{Policy: r.policy} }})
 	r.must(err)

@@ -213,7 +213,7 @@ func (v *VM) uploadSegment(ctx context.Context, m *spool.Manifest, md spool.Mani
 	if err := v.createLog(ctx, ref); err != nil {
 		return err
 	}
-	p := v.newPutter(ctx, ref.Blob, target.Unguarded)
+	p := v.newPutter(ctx, v.orderOf(m), ref.Blob, target.Unguarded)
 	sum, err := v.putFile(p, f, ref.Size)
 	if err := errors.Join(err, p.wait()); err != nil {
 		return err
@@ -222,6 +222,19 @@ func (v *VM) uploadSegment(ctx context.Context, m *spool.Manifest, md spool.Mani
 		return fmt.Errorf("%w: checksum %s, manifest says %s", errDamaged, catalog.FormatSum(sum), ref.Sum)
 	}
 	return nil
+}
+
+// orderOf is how urgent the log of an epoch is. One that is open makes no point: it
+// yields to the VMs whose next point waits.
+func (v *VM) orderOf(m *spool.Manifest) order {
+	if !m.Closed {
+		return order{class: ClassRepair}
+	}
+	o := order{class: ClassShip, since: v.state.get().RecordedAt, interval: v.live().Interval}
+	if o.since.IsZero() {
+		o.since = m.SealedAt
+	}
+	return o
 }
 
 // createLog makes the blob of a segment, or finds the one of an earlier attempt.
@@ -245,13 +258,13 @@ func (v *VM) createLog(ctx context.Context, ref catalog.SegmentRef) error {
 func (v *VM) putFile(p *putter, f io.ReaderAt, size int64) (checksum.Sum, error) {
 	sum := checksum.Of(nil)
 	for off := int64(0); off < size; off += target.MaxPut {
-		buf, err := v.deps.Buffers.get(p.ctx)
+		n := int(min(target.MaxPut, size-off))
+		buf, err := p.buffer(int64(n))
 		if err != nil {
 			return 0, err
 		}
-		n := int(min(target.MaxPut, size-off))
 		if _, err := f.ReadAt((*buf)[:n], off); err != nil {
-			v.deps.Buffers.put(buf)
+			v.deps.Buffers.put(buf, p.order)
 			return 0, fmt.Errorf("%w: %w", errDamaged, err)
 		}
 		part := checksum.Of((*buf)[:n])

@@ -65,11 +65,9 @@ type Deps struct {
 	// the connect stage asks until it is. Nothing else touches it before.
 	Open    func(context.Context) (target.Target, error)
 	Docs    Documents
-	Buffers *Buffers     // shared by all VMs: the one budget for bytes in flight
+	Buffers *Buffers     // shared by all VMs: the one queue and budget for bytes in flight
 	Pacer   *retry.Pacer // shared by all VMs: one account
 	Probe   *retry.Probe // of the target's endpoint, shared by all VMs; nil: one of our own
-	// Limit waits until n more bytes may be sent (bandwidth rules); nil: no limit.
-	Limit func(ctx context.Context, n int) error
 }
 
 // VM is the pipeline of one VM: capture, ship and apply, and the initial
