@@ -215,6 +215,19 @@ func (j *Journal) Remove(key string) error {
 	return nil
 }
 
+// Keys lists the keys of documents that begin with prefix, in byte order.
+func (j *Journal) Keys(prefix string) ([]string, error) {
+	var keys []string
+	err := j.store.Scan([]byte(preDoc+prefix), func(k, _ []byte) error {
+		keys = append(keys, string(k[len(preDoc):]))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list %s…: %w", prefix, err)
+	}
+	return keys, nil
+}
+
 func (j *Journal) saveJSON(key string, v any) error {
 	var b kv.Batch
 	if err := putJSON(&b, key, v); err != nil {

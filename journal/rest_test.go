@@ -1,6 +1,12 @@
 package journal
 
-import "testing"
+import (
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
+)
 
 // rest makes every region that is in no use now one that was in none since the
 // last Deactivate: the next one may take it.
@@ -32,5 +38,20 @@ func TestARegionInUseStaysActive(t *testing.T) {
 	}
 	if !tab.depart(3) {
 		t.Error("it does not leave")
+	}
+}
+
+func TestKeysListsDocuments(t *testing.T) {
+	j, err := Open(&memory.Store{}, Options{Log: slog.New(slog.DiscardHandler), Saved: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"b/2", "a/1", "b/1", "bb"} {
+		if err := j.Save(key, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if keys, err := j.Keys("b/"); err != nil || !slices.Equal(keys, []string{"b/1", "b/2"}) {
+		t.Errorf("%v, %v", keys, err)
 	}
 }
