@@ -44,10 +44,11 @@ type Appliance struct {
 	journal   *journal.Journal
 	buffers   *shipper.Buffers
 	pacer     *retry.Pacer
-	bandwidth bandwidth
 	probe     *retry.Probe
 	stores    []*store
 	bounds    bounds // of a stop
+	jobs      *jobs
+	work      chan *job // verifications and exports to begin
 
 	opened struct {
 		sync.Mutex // held over opening the target
@@ -90,8 +91,8 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 
 // compose makes the appliance's parts that need nothing from outside.
 func compose(conf *config.Config, opts Options) *Appliance {
-	a := &Appliance{log: opts.Log, now: time.Now, hook: opts.Hook, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
-	a.bandwidth.rule = func() int64 { return a.config().BandwidthAt(a.now()) }
+	a := &Appliance{work: make(chan *job), log: opts.Log, now: time.Now, hook: opts.Hook, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
+	a.buffers.Limit(a.bandwidth)
 	a.conf.Store(conf)
 	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
 	a.probe = retry.NewProbe(a.answers, 0, 0)
@@ -186,6 +187,9 @@ func (a *Appliance) openState() (func() error, error) {
 	a.journal, err = journal.Open(db, journal.Options{Log: a.log, Hook: a.hook, Saved: filepath.Join(dir, "saved"), Now: a.now})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), db.Close())
+	}
+	if a.jobs, err = openJobs(a.journal, a.now, a.log); err != nil {
+		return nil, errors.Join(fmt.Errorf("jobs: %w", err), db.Close())
 	}
 	return func() error { return errors.Join(db.Close(), a.close()) }, nil
 }
@@ -283,6 +287,7 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.watchSecret(ctx) })
 	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
+	g.Go(func() error { return a.background(ctx) })
 }
 
 func (a *Appliance) mountAll() error {

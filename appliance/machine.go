@@ -106,7 +106,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Limit: a.bandwidth.wait, Probe: a.probe,
+		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -177,6 +177,7 @@ func (m *machine) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { m.watchLife(ctx) })
 	wg.Go(func() { m.resync.run(ctx) })
+	wg.Go(func() { m.watchJobs(ctx) })
 	err := m.pipeline.Run(ctx)
 	wg.Wait()
 	return err

@@ -103,6 +103,7 @@ func (r *resyncer) compareAll(ctx context.Context) error {
 		}
 		if !begun {
 			r.begin()
+			r.m.resyncBegan(a.disk.Recovery().Reason)
 			begun = true
 		}
 		if err := r.compare(ctx, a, c); err != nil {
@@ -114,6 +115,9 @@ func (r *resyncer) compareAll(ctx context.Context) error {
 			}
 			return fmt.Errorf("compare %s: %w", a.at(), err)
 		}
+	}
+	if begun {
+		r.m.resyncCompared()
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ func fleet() []control.VM {
 			Resync: control.Resync{State: control.ResyncIdle},
 			Disks: []control.Disk{{Name: "new01.vhd", Format: "vhd-fixed", VirtualSize: 10 << 30,
 				InitialReplication: control.Transfer{DoneBytes: 1 << 30, TotalBytes: 4 << 30}}},
-			Jobs: []control.Job{{ID: "3", Kind: "initial replication", State: "running", DoneBytes: 1 << 30, TotalBytes: 4 << 30, Message: "new01.vhd"}}},
+			Jobs: []control.Job{{ID: "3", Kind: control.JobProtect, State: control.JobRunning, DoneBytes: 1 << 30, TotalBytes: 4 << 30, Message: "new01.vhd"}}},
 		{Name: "db01", State: "Error", StateSince: now.Add(-2 * time.Hour), Health: control.HealthCritical, IntervalSeconds: 30,
 			Reasons: []control.Reason{
 				{Code: "target_auth", Severity: control.SeverityCritical, Message: "the target refuses the credential: AuthenticationFailed (403)",
@@ -203,7 +203,7 @@ func TestEveryCommandDocumentsItself(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := "check-config export image info journal check journal dump pause points protect resume resync serve status sync unmount unprotect verify version"
+	want := "check-config export image info jobs journal check journal dump pause points preflight protect resume resync serve status sync unmount unprotect verify version"
 	if got := strings.ReplaceAll(strings.Join(names, " "), "vhdrelay ", ""); got != want {
 		t.Errorf("commands: %s, want %s", got, want)
 	}

@@ -32,6 +32,9 @@ type Deps struct {
 	Export func(ctx context.Context, t config.Target, req ExportRequest, progress func(control.Progress)) (ExportResult, error)
 	Verify func(ctx context.Context, t config.Target, req VerifyRequest, progress func(control.Progress)) (VerifyResult, error)
 
+	// Preflight checks the prerequisites of one VM, or of all for "", where no appliance does.
+	Preflight func(ctx context.Context, c *config.Config, vm string, progress func(control.Progress)) (control.Preflight, error)
+
 	// JournalCheck and JournalDump open the journal themselves, for when no appliance does.
 	JournalCheck func(ctx context.Context, c *config.Config) error
 	JournalDump  func(ctx context.Context, c *config.Config, w io.Writer) error

@@ -115,17 +115,6 @@ func resyncText(r control.Resync) string {
 	return text
 }
 
-func jobText(j control.Job) string {
-	text := j.Kind + ", " + j.State
-	if j.TotalBytes > 0 {
-		text += fmt.Sprintf(", %s of %s (%d %%)", bytesText(j.DoneBytes), bytesText(j.TotalBytes), percent(j.DoneBytes, j.TotalBytes))
-	}
-	if j.Message != "" {
-		text += ": " + j.Message
-	}
-	return text
-}
-
 // writeDisks makes a table. A disk whose initial replication is done says nothing about it.
 func writeDisks(b *bytes.Buffer, disks []control.Disk) {
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)

@@ -88,16 +88,17 @@ func printPoints(w io.Writer, p control.Points) error {
 
 func (a *app) exportCommand() *cobra.Command {
 	var point, url string
-	var asJSON bool
+	var asJSON, background bool
 	var req ExportRequest
 	cmd := a.command(spec{
-		use:   "export VM[/DISK] --point latest|ID|TIME --output FILE|DIR [--format vhd|raw] [--force] [--target URL] [--json]",
+		use:   "export VM[/DISK] --point latest|ID|TIME --output FILE|DIR [--format vhd|raw] [--force] [--target URL] [--background] [--json]",
 		short: "Bring a VM or a disk back from the target as files", args: cobra.ExactArgs(1),
 		long: "Writes the disks as they were at a recovery point: one disk into a file, a whole VM into a directory. TIME means the\n" +
 			"newest point at or before it. Needs no appliance and no local state, of the configuration only target; without a\n" +
 			"configuration --target says where, and the AZURE_* environment how. An interrupted export goes on where it stopped\n" +
-			"when it is started again; a file gets its name when it is complete.",
-		exits: []control.Exit{control.ExitConfig, control.ExitNotFound, control.ExitRefused, control.ExitDiffers},
+			"when it is started again; a file gets its name when it is complete. With --background the appliance does it, as a\n" +
+			"job that goes on after a restart.",
+		exits: []control.Exit{control.ExitConfig, control.ExitUnreachable, control.ExitNotFound, control.ExitRefused, control.ExitDiffers},
 		run: func(ctx context.Context, args []string) error {
 			var err error
 			if req.VM, req.Disk, err = splitDisk(args[0]); err != nil {
@@ -108,6 +109,9 @@ func (a *app) exportCommand() *cobra.Command {
 			}
 			if req.Point, err = ParsePoint(point); err != nil {
 				return err
+			}
+			if background {
+				return a.exportInBackground(ctx, req, point, asJSON)
 			}
 			t, err := a.target(url)
 			if err != nil {
@@ -127,8 +131,23 @@ func (a *app) exportCommand() *cobra.Command {
 	cmd.Flags().StringVar(&req.Format, "format", "", "vhd or raw; without it vhd, or raw if the file's name ends in .raw or .img")
 	cmd.Flags().BoolVar(&req.Force, "force", false, "overwrite files that exist")
 	targetFlag(cmd, &url)
+	backgroundFlag(cmd, &background)
 	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+func backgroundFlag(cmd *cobra.Command, dst *bool) {
+	cmd.Flags().BoolVar(dst, "background", false, "have the appliance do it, with its own target, and print the job")
+	cmd.MarkFlagsMutuallyExclusive("background", "target")
+}
+
+func (a *app) exportInBackground(ctx context.Context, req ExportRequest, point string, asJSON bool) error {
+	output, err := filepath.Abs(req.Output)
+	if err != nil {
+		return fmt.Errorf("finding the output: %w", err)
+	}
+	return a.background(ctx, control.JobRequest{Kind: control.JobExport, VM: req.VM, Disk: req.Disk, Point: point, Output: output,
+		Format: req.Format, Force: req.Force}, asJSON)
 }
 
 // checkExport fills in the format. What the output is called says what is wanted, unless --format does: a fixed VHD in a
@@ -173,13 +192,14 @@ func (a *app) printExport(res ExportResult, asJSON bool) error {
 
 func (a *app) verifyCommand() *cobra.Command {
 	var point, url string
-	var asJSON bool
+	var asJSON, background bool
 	cmd := a.command(spec{
-		use:   "verify VM[/DISK] [--point latest|ID|TIME] [--target URL] [--json]",
+		use:   "verify VM[/DISK] [--point latest|ID|TIME] [--target URL] [--background] [--json]",
 		short: "Prove a recovery point", args: cobra.ExactArgs(1),
 		long: "Reads the disks of a point from the target, every byte, and compares their CRC-64 with the ones in the point's record.\n" +
-			"Needs no appliance and no local state, of the configuration only target.",
-		exits: []control.Exit{control.ExitConfig, control.ExitNotFound, control.ExitDiffers},
+			"Needs no appliance and no local state, of the configuration only target. With --background the appliance does it, as\n" +
+			"a job that begins again after a restart.",
+		exits: []control.Exit{control.ExitConfig, control.ExitUnreachable, control.ExitNotFound, control.ExitRefused, control.ExitDiffers},
 		run: func(ctx context.Context, args []string) error {
 			var req VerifyRequest
 			var err error
@@ -188,6 +208,9 @@ func (a *app) verifyCommand() *cobra.Command {
 			}
 			if req.Point, err = ParsePoint(point); err != nil {
 				return err
+			}
+			if background {
+				return a.background(ctx, control.JobRequest{Kind: control.JobVerify, VM: req.VM, Disk: req.Disk, Point: point}, asJSON)
 			}
 			t, err := a.target(url)
 			if err != nil {
@@ -205,6 +228,7 @@ func (a *app) verifyCommand() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&point, "point", "latest", "recovery point: latest, an id, or a time")
 	targetFlag(cmd, &url)
+	backgroundFlag(cmd, &background)
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

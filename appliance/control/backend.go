@@ -11,6 +11,7 @@ import (
 //
 // To offer more, add a method here, a route in the server and a method of the same shape to Client.
 type Backend interface {
+	Watcher
 	// Status reports one VM, or all for "". CodeNotFound if there is no such VM.
 	Status(ctx context.Context, vm string) (Status, error)
 	// Points lists the recovery points of a VM, oldest first.

@@ -33,13 +33,13 @@ func NewClient(path string) *Client {
 
 // Status is Backend's.
 func (c *Client) Status(ctx context.Context, vm string) (s Status, err error) {
-	err = c.get(ctx, pathStatus, vm, &s)
+	err = c.get(ctx, pathStatus, url.Values{"vm": {vm}}, &s)
 	return s, err
 }
 
 // Points is Backend's.
 func (c *Client) Points(ctx context.Context, vm string) (p Points, err error) {
-	err = c.get(ctx, pathPoints, vm, &p)
+	err = c.get(ctx, pathPoints, url.Values{"vm": {vm}}, &p)
 	return p, err
 }
 
@@ -96,8 +96,8 @@ func (c *Client) JournalDump(ctx context.Context, w io.Writer) error {
 	return c.stream(ctx, pathJournalDump, request{}, sinks{data: w}, &struct{}{})
 }
 
-func (c *Client) get(ctx context.Context, path, vm string, doc any) error {
-	resp, err := c.do(ctx, http.MethodGet, path+"?"+url.Values{"vm": {vm}}.Encode(), nil)
+func (c *Client) get(ctx context.Context, path string, q url.Values, doc any) error {
+	resp, err := c.do(ctx, http.MethodGet, path+"?"+q.Encode(), nil)
 	if err != nil {
 		return err
 	}

@@ -152,17 +152,6 @@ type Recovery struct {
 	Reason         string `json:"reason"`
 }
 
-// Job is a piece of long work.
-type Job struct {
-	ID         string    `json:"id"`
-	Kind       string    `json:"kind"`
-	State      string    `json:"state"`
-	Started    time.Time `json:"started"`
-	DoneBytes  int64     `json:"done_bytes"`
-	TotalBytes int64     `json:"total_bytes"`
-	Message    string    `json:"message,omitempty"`
-}
-
 // Consistency says how a point was cut.
 type Consistency string
 

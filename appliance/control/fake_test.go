@@ -20,6 +20,11 @@ type fake struct {
 	mount  func(ctx context.Context, store string, force bool) (Unmounted, error)
 	check  func(ctx context.Context) error
 	dump   func(ctx context.Context, w io.Writer) error
+
+	jobs      func(vm string) (Jobs, error)
+	job       func(id string, progress func(Progress)) (Job, error)
+	startJob  func(req JobRequest) (Job, error)
+	preflight func(vm string, progress func(Progress)) (Preflight, error)
 }
 
 var errUnexpected = errors.New("unexpected call")
@@ -127,4 +132,39 @@ func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func (f *fake) Jobs(_ context.Context, vm string) (Jobs, error) {
+	if f.jobs == nil {
+		return Jobs{}, errUnexpected
+	}
+	return f.jobs(vm)
+}
+
+func (f *fake) Job(_ context.Context, id string) (Job, error) {
+	if f.job == nil {
+		return Job{}, errUnexpected
+	}
+	return f.job(id, nil)
+}
+
+func (f *fake) WaitJob(_ context.Context, id string, progress func(Progress)) (Job, error) {
+	if f.job == nil {
+		return Job{}, errUnexpected
+	}
+	return f.job(id, progress)
+}
+
+func (f *fake) StartJob(_ context.Context, req JobRequest) (Job, error) {
+	if f.startJob == nil {
+		return Job{}, errUnexpected
+	}
+	return f.startJob(req)
+}
+
+func (f *fake) Preflight(_ context.Context, vm string, progress func(Progress)) (Preflight, error) {
+	if f.preflight == nil {
+		return Preflight{}, errUnexpected
+	}
+	return f.preflight(vm, progress)
 }

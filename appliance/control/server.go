@@ -40,6 +40,8 @@ type request struct {
 	Store   string        `json:"store,omitempty"`
 	Force   bool          `json:"force,omitempty"`
 	Options ResyncOptions `json:"options,omitzero"`
+	ID      string        `json:"id,omitempty"`
+	Job     JobRequest    `json:"job,omitzero"`
 
 	Unprotect UnprotectOptions `json:"unprotect,omitzero"`
 }
@@ -105,6 +107,7 @@ func Handler(backend Backend) http.Handler {
 	mux.HandleFunc("POST "+pathJournalDump, streamed(func(ctx context.Context, _ request, s *stream) (any, error) {
 		return struct{}{}, backend.JournalDump(ctx, s)
 	}))
+	handleWatcher(mux, backend)
 	return mux
 }
 

@@ -24,7 +24,7 @@ func main() {
 		Serve: func(ctx context.Context, c *config.Config, log *slog.Logger) error {
 			return appliance.Serve(ctx, c, appliance.Options{Log: log})
 		},
-		Points: appliance.Points, Export: appliance.Export, Verify: appliance.Verify,
+		Points: appliance.Points, Export: appliance.Export, Verify: appliance.Verify, Preflight: appliance.Preflight,
 		JournalCheck: appliance.JournalCheck, JournalDump: appliance.JournalDump,
 		ImageInfo: appliance.ImageInfo, ClearMounts: appliance.ClearMounts,
 	}, os.Args[1:])
