@@ -45,10 +45,10 @@ type Remains struct {
 func (t *Target) Remains(ctx context.Context, prefix string) (Remains, error) {
 	var left Remains
 	o := op{method: "Remains", name: prefix, read: true}
-	err := t.list(ctx, o, container.ListBlobsInclude{Deleted: true, Versions: true, Snapshots: true}, func(b *container.BlobItem) bool {
+	err := t.list(ctx, o, container.ListBlobsInclude{Deleted: true, Versions: true, Snapshots: true}, func(b *container.BlobItem) (bool, error) {
 		left.Deleted = left.Deleted || value(b.Deleted)
 		left.Versions = left.Versions || value(b.VersionID) != ""
-		return true
+		return true, nil
 	})
 	return left, err
 }
