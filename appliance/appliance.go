@@ -79,6 +79,9 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 		return err
 	}
 	a, closeState, err := open(conf, opts)
+	if errors.Is(err, errState) {
+		return errors.Join(a.serveBare(ctx, err), a.close())
+	}
 	if err != nil {
 		return err
 	}
@@ -108,13 +111,16 @@ func compose(conf *config.Config, opts Options) *Appliance {
 	return a
 }
 
-// open takes the stores and the state directory.
+// open takes the stores and the state directory. With errState it has the stores.
 func open(conf *config.Config, opts Options) (*Appliance, func() error, error) {
 	a := compose(conf, opts)
 	if err := a.identify(); err != nil {
 		return nil, nil, err
 	}
 	closeState, err := a.take()
+	if errors.Is(err, errState) {
+		return a, nil, err
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, a.close())
 	}
@@ -168,12 +174,13 @@ func (a *Appliance) identify() error {
 	return err
 }
 
-// openState opens the journal.
+// openState opens the journal. What keeps it from that is errState, but that another
+// vhdrelay has the directory.
 func (a *Appliance) openState() (func() error, error) {
 	dir := a.config().StateDir
 	for _, sub := range []string{"", "journal", "saved", "spool", "tables"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
+			return nil, fmt.Errorf("%w: %w", errState, err)
 		}
 	}
 	var err error
@@ -182,11 +189,11 @@ func (a *Appliance) openState() (func() error, error) {
 	}
 	db, err := badgerkv.Open(filepath.Join(dir, "journal"), a.log)
 	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+		return nil, fmt.Errorf("%w: journal: %w", errState, err)
 	}
 	a.journal, err = journal.Open(db, journal.Options{Log: a.log, Hook: a.hook, Saved: filepath.Join(dir, "saved"), Now: a.now})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("%w: journal: %w", errState, err), db.Close())
 	}
 	if a.jobs, err = openJobs(a.journal, a.now, a.log); err != nil {
 		return nil, errors.Join(fmt.Errorf("jobs: %w", err), db.Close())

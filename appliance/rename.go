@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/vhdrelay/vhdrelay/fs"
 	"github.com/vhdrelay/vhdrelay/fs/image"
@@ -38,14 +39,15 @@ func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
 }
 
 // followLocked makes an image's new path that of its disk, if it is in the same VM,
-// has the same extension, which says what the content is, and no other disk has it.
+// has the same extension, which says what the content is, a record can hold it, and no
+// other disk has it.
 func (s *store) followLocked(a *attached) {
 	vm, disk, _ := belongs(s.conf, a.now)
 	if vm != a.vm.name {
 		s.mu.moved[a.vm.name] = a.now
 	}
 	_, taken := s.findLocked(a.now)
-	if taken || vm != a.vm.name || !s.wants(a.now) || !strings.EqualFold(path.Ext(a.now), path.Ext(a.at())) {
+	if taken || !utf8.ValidString(a.now) || vm != a.vm.name || !s.wants(a.now) || !strings.EqualFold(path.Ext(a.now), path.Ext(a.at())) {
 		return
 	}
 	was, now := a.at(), a.now

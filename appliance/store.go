@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,7 @@ type store struct {
 	srv     *fs.Server
 	leaving atomic.Bool // we unmount it ourselves
 	watcher watcher
+	volumes fs.Volumes // nil: the store itself
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
@@ -182,6 +184,9 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 		s.leaveOut(path, key)
 		return nil, nil
 	}
+	if !utf8.ValidString(path) {
+		return nil, errName
+	}
 	vm, disk, _ := belongs(s.conf, path)
 	a, err := s.addLocked(vm, disk, path, id)
 	if err != nil {
@@ -190,6 +195,10 @@ func (s *store) attachLocked(path string, id fs.Identity) (*attached, error) {
 	s.mu.images[key] = a
 	return a, nil
 }
+
+// errName: records are JSON, which has no other names. Two that differ there only would
+// be one disk.
+var errName = errors.New("its name is not UTF-8, and would not come back from a recovery point: rename it at the mount")
 
 // leaveOut serves an image that the config, or an operator, leaves out. It is marked all
 // the same: its VM may come back in a boot that knows nothing of what was written in this one.
@@ -336,8 +345,12 @@ func (a *attached) sealed() bool {
 
 // mount serves the store; every image in it is attached already.
 func (s *store) mount() error {
+	volumes := s.volumes
+	if volumes == nil {
+		volumes = s
+	}
 	srv, err := fs.Mount(fs.Options{
-		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: s, Log: s.log, AllowOther: true,
+		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true,
 	})
 	if err != nil {
 		return mountError(s.conf, err)

@@ -48,8 +48,23 @@ type request struct {
 
 // Serve answers on ln for backend until ctx ends, then closes ln. It returns nil for an orderly end.
 func Serve(ctx context.Context, ln net.Listener, backend Backend, log *slog.Logger) error {
+	return serveHandler(ctx, ln, Handler(backend), log)
+}
+
+// ServeStatus is Serve for an appliance that can do nothing but say how it is: every other request gets refusal.
+func ServeStatus(ctx context.Context, ln net.Listener, status func(vm string) (Status, error), refusal *Error, log *slog.Logger) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathStatus, func(w http.ResponseWriter, r *http.Request) {
+		s, err := status(r.URL.Query().Get("vm"))
+		answer(w, s.Normal(), err)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, refusal) })
+	return serveHandler(ctx, ln, mux, log)
+}
+
+func serveHandler(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           Handler(backend),
+		Handler:           handler,
 		ReadHeaderTimeout: headerTimeout,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),

@@ -101,12 +101,12 @@ type export struct {
 // cursor already.
 func (d *Disk) newExport(path string, opts ExportOptions, othersNamed bool) (*export, error) {
 	e := &export{d: d, opts: opts, path: path}
-	c, found, err := loadCursor(path + CursorSuffix)
+	c, found, err := loadCursor(beside(path, CursorSuffix))
 	if err != nil && !(opts.Force && errors.Is(err, ErrCursor)) {
 		return nil, err
 	}
 	ours := found && c.Of == e.id()
-	partial, err := exists(path + PartialSuffix)
+	partial, err := exists(beside(path, PartialSuffix))
 	if err != nil {
 		return nil, err
 	}
@@ -117,16 +117,16 @@ func (d *Disk) newExport(path string, opts ExportOptions, othersNamed bool) (*ex
 	switch {
 	case final && !partial && (ours && c.Proven || othersNamed && !found):
 		// A crash came between the rename and the removal of the cursor.
-		e.cursor = cursor{Of: e.id(), Proven: true, path: path + CursorSuffix}
+		e.cursor = cursor{Of: e.id(), Proven: true, path: beside(path, CursorSuffix)}
 		return e, nil
 	case final && !opts.Force:
 		return nil, fmt.Errorf("%s: %w", path, ErrExists)
 	case (found || partial) && !ours && !opts.Force:
-		return nil, fmt.Errorf("%s: %w: %s; remove it, or use force", path+PartialSuffix, ErrOtherExport, describe(c, found))
+		return nil, fmt.Errorf("%s: %w: %s; remove it, or use force", beside(path, PartialSuffix), ErrOtherExport, describe(c, found))
 	case ours && partial:
 		e.cursor = c
 	default:
-		e.cursor = cursor{Of: e.id(), path: path + CursorSuffix}
+		e.cursor = cursor{Of: e.id(), path: beside(path, CursorSuffix)}
 	}
 	return e, e.open()
 }
@@ -159,7 +159,7 @@ func (e *export) open() error {
 			return err
 		}
 	}
-	f, err := os.OpenFile(e.path+PartialSuffix, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(beside(e.path, PartialSuffix), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -290,9 +290,9 @@ func (e *export) name() error {
 
 func (e *export) rename() error {
 	if e.opts.Force {
-		return os.Rename(e.path+PartialSuffix, e.path)
+		return os.Rename(beside(e.path, PartialSuffix), e.path)
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, e.path+PartialSuffix, unix.AT_FDCWD, e.path, unix.RENAME_NOREPLACE)
+	err := unix.Renameat2(unix.AT_FDCWD, beside(e.path, PartialSuffix), unix.AT_FDCWD, e.path, unix.RENAME_NOREPLACE)
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("%s: %w", e.path, ErrExists)
@@ -300,13 +300,13 @@ func (e *export) rename() error {
 		return err
 	}
 	// A file system without RENAME_NOREPLACE (NFS): a link refuses a name that is taken.
-	if err := os.Link(e.path+PartialSuffix, e.path); err != nil {
+	if err := os.Link(beside(e.path, PartialSuffix), e.path); err != nil {
 		if errors.Is(err, iofs.ErrExist) {
 			return fmt.Errorf("%s: %w", e.path, ErrExists)
 		}
 		return err
 	}
-	return os.Remove(e.path + PartialSuffix)
+	return os.Remove(beside(e.path, PartialSuffix))
 }
 
 // forget removes the cursor of a finished export.
@@ -319,5 +319,5 @@ func (e *export) forget() error {
 
 // discard removes what must not be resumed.
 func (e *export) discard() error {
-	return errors.Join(os.Remove(e.path+PartialSuffix), durable.Remove(e.cursor.path))
+	return errors.Join(os.Remove(beside(e.path, PartialSuffix)), durable.Remove(e.cursor.path))
 }
