@@ -140,6 +140,9 @@ func TestVMLeavesTheConfigAndComesBack(t *testing.T) {
 	if !r.logged("image is not tracked") || !r.logged("vm-left-out") {
 		t.Error("nothing says that it is left out")
 	}
+	if !suspectMark(r, "web/os.img") || suspectMark(r, "db/os.img") {
+		t.Error("in a later boot nothing would tell what was written in this one")
+	}
 	r.change("web/os.img", mib, []byte("untracked"))
 	copy(content[mib:], "untracked")
 	r.stop()
