@@ -11,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED := 0
 export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
 
-.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut fuzz install uninstall clean
+.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut fuzz torture mutants install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +41,12 @@ bench: tools build ## the figures of the README, as ratios measured in one run
 
 acceptance: tools build ## the long runs; resumable
 	@$(GO) run ./appliance/e2e/acceptance
+
+torture: ## random histories with faults for DURATION (10m) from SEED (1) on; resumable
+	@$(GO) run ./appliance/e2e/torture -seed $(or $(SEED),1) -duration $(or $(DURATION),10m)
+
+mutants: tools ## breaks rules of the data path, one at a time, and expects a test to notice; resumable
+	@$(GO) run ./appliance/e2e/mutants
 
 docs: ## man page and shell completions, from the commands themselves, into bin/share
 	$(GO) run -ldflags "-X $(PACKAGE)/appliance.Version=$(VERSION)" ./appliance/cli/docs bin/share

@@ -1,6 +1,7 @@
 package shipper
 
 import (
+	"math/rand/v2"
 	"syscall"
 	"testing"
 
@@ -56,4 +57,30 @@ func TestTableIsInUseAgainAfterAnErrorOfItsDisk(t *testing.T) {
 		}
 		r.finish()
 	})
+}
+
+// A quota that does not take the smallest capture: each is given up by the next one, and that must not run in circles.
+func TestI10_CaptureThatDoesNotFitIsNotRepeatedAtOnce(t *testing.T) {
+	r := newRig(t, newImage("a.raw", 3*mib))
+	r.quiesce()
+	r.quota = 20 * kib
+	data := make([]byte, 3*mib)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	r.write("a.raw", 0, data...)
+	select {
+	case <-r.vm.capture.kick:
+	default:
+	}
+	r.must(r.run(r.vm.captureStep))
+	if r.spool.Bytes() <= r.quota {
+		t.Fatalf("%d bytes fit", r.spool.Bytes())
+	}
+	if len(r.vm.capture.kick) != 0 {
+		t.Error("the next capture, which gives this one up, is to run at once")
+	}
+	r.quota = 64 * mib
+	r.finish()
 }

@@ -138,6 +138,9 @@ func (p *process) open() (err error) {
 		}
 	}
 	quiet := slog.New(slog.DiscardHandler)
+	if w.log != nil {
+		quiet = slog.New(slog.NewTextHandler(w.log, nil))
+	}
 	p.j, err = journal.Open(p.h.store, journal.Options{ActivityRegions: w.regions, Log: quiet, Hook: p.hook, Saved: p.saved, Now: w.now,
 		Boot: func() journal.Boot { return p.h.boot }})
 	if err != nil {

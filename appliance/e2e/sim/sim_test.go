@@ -24,6 +24,7 @@ var (
 	firstSeed = flag.Uint64("sim.seed", 1, "first seed")
 	seedCount = flag.Int("sim.count", 0, "number of seeds; 0: those of make test")
 	onlySteps = flag.String("sim.steps", "", "numbers of the steps to play, comma separated; empty: all, - none")
+	logged    = flag.Bool("sim.log", false, "print the log of the appliance")
 	noShrink  = flag.Bool("sim.noshrink", false, "do not look for the steps that matter")
 )
 
@@ -39,6 +40,9 @@ func run(t *testing.T, seed uint64, steps []Step) (wrong []string, counts map[st
 	runtime.GC()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(seed, dir)
+		if *logged {
+			w.log = os.Stdout
+		}
 		w.play(steps)
 		wrong, counts = w.mu.wrong, w.counts()
 	})

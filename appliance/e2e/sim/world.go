@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -32,6 +33,7 @@ type world struct {
 	haste  *dice  // how long things take
 	target *fake.Fake
 	fate   *fate
+	log    io.Writer // of everything; nil: nowhere
 
 	// What a history has from its seed and keeps.
 	vms      []string
