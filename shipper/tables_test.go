@@ -84,3 +84,22 @@ func TestI10_CaptureThatDoesNotFitIsNotRepeatedAtOnce(t *testing.T) {
 	r.quota = 64 * mib
 	r.finish()
 }
+
+// A comparison that a failed capture causes asks for a seal at its end: the
+// capture waits for its schedule all the same, and an operator ends the wait.
+func TestSealSoonDoesNotEndTheWaitAfterAFailure(t *testing.T) {
+	r := newRig(t, newImage("a.raw", mib))
+	waiting := func() bool { return len(r.vm.capture.kick) == 0 }
+	r.vm.capture.failed(syscall.EIO)
+	if r.vm.SealSoon(); !waiting() {
+		t.Error("the wait is over")
+	}
+	if r.vm.Wake(); waiting() {
+		t.Error("an operator cannot end it")
+	}
+	<-r.vm.capture.kick
+	r.vm.capture.recovered()
+	if r.vm.SealSoon(); waiting() {
+		t.Error("a capture that does not fail is not woken")
+	}
+}

@@ -414,7 +414,13 @@ func (v *VM) notify() {
 func (v *VM) Moved() <-chan struct{} { return v.movement() }
 
 // SealSoon asks for an epoch before its time; an idle VM makes none.
-func (v *VM) SealSoon() { v.capture.wake() }
+// It does not end the wait after a failure: who asks may have been woken by that
+// very failure, and the two would wake each other without a pause.
+func (v *VM) SealSoon() {
+	if v.capture.trouble() == nil {
+		v.capture.wake()
+	}
+}
 
 // movement returns a channel that is closed at the next movement.
 func (v *VM) movement() <-chan struct{} {
