@@ -3,10 +3,13 @@ package appliance
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/systemd"
@@ -52,6 +55,28 @@ func TestWatchNeitherHangsNorPilesUp(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// The thread that asks holds none of our files, or it could keep a dying process alive; ours stay open.
+func TestAskedApartWithoutOurFiles(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	for range 50 {
+		err := apart(func() error {
+			var st unix.Stat_t
+			return unix.Fstat(fd, &st)
+		})
+		if err != unix.EBADF {
+			t.Fatalf("a file of ours on that thread: %v, want EBADF", err)
+		}
+	}
+	if _, err := f.WriteString("x"); err != nil {
+		t.Errorf("our own file: %v", err)
+	}
 }
 
 // A stop may take longer than the watchdog's time, and its mounts need not answer any more.
