@@ -74,10 +74,14 @@ func TestForeignWriterPausesPoints(t *testing.T) {
 	r.must(err)
 	r.must(cmd.Start())
 	r.await("web", "the writer's name", hasReason("foreign-writer"))
+	r.suspected("web", 0) // what holds points back from here on is the writer alone
 	r.change("web/os.img", mib, []byte("ours"))
 	copy(content[mib:], "ours")
 	res, err := r.client.Sync(r.ctx(), "web", false, nil)
 	r.must(err)
+	r.await("web", "the epoch at the target", func(control.VM) bool {
+		return r.app.machines()[0].pipeline.Status().LastCycle.Epoch >= res.Epoch
+	})
 	if v := r.vm("web"); v.LastPoint.Epoch >= res.Epoch || v.Health != control.HealthCritical {
 		t.Errorf("a point while somebody writes: %+v", v)
 	}
