@@ -63,7 +63,7 @@ func (m *machine) awaitComplete(ctx context.Context, progress func(shipper.Progr
 		moved := m.pipeline.Moved()
 		p := m.pipelineStatus()
 		i := slices.IndexFunc(p.Disks, incomplete)
-		if i < 0 || len(p.Troubles) > 0 {
+		if i < 0 || slices.ContainsFunc(p.Troubles, settled) {
 			return nil
 		}
 		d := p.Disks[i]
@@ -76,6 +76,10 @@ func (m *machine) awaitComplete(ctx context.Context, progress func(shipper.Progr
 		}
 	}
 }
+
+// settled tells a trouble that will not be gone in a moment: what waited for an
+// operator and is being tried again now may be.
+func settled(t shipper.Trouble) bool { return !t.Pending || !t.NextTry.IsZero() }
 
 // incomplete tells a disk whose initial replication will end by itself.
 func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != shipper.StageComplete }

@@ -44,7 +44,13 @@ func (s *store) claim() error {
 	if err := checkSource(s.conf); err != nil {
 		return err
 	}
-	return s.identify()
+	if err := s.identify(); errors.Is(err, syscall.EROFS) {
+		return &control.Error{Code: "source-read-only", Message: fmt.Sprintf("store %s: %s is read-only", s.conf.Name, s.conf.Source), Exit: control.ExitFailed, Err: err,
+			Action: "mount it writable: guests could not write either"}
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // lockState takes the state directory for this process.

@@ -59,7 +59,10 @@ func disksOf(p shipper.Status) []health.Disk {
 	var all []health.Disk
 	for _, d := range p.Disks {
 		hd := health.Disk{Name: d.Name, Foreign: !protectable(d), Complete: d.Stage == shipper.StageComplete}
-		if !hd.Foreign && !growing(d) {
+		switch {
+		case growing(d):
+			hd.NotYet = d.Err
+		case !hd.Foreign:
 			hd.Err = d.Err
 		}
 		all = append(all, hd)

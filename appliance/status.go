@@ -105,15 +105,15 @@ func (m *machine) status() control.VM {
 	return vm
 }
 
-// pipelineStatus is the pipeline's, with another look at images that were not yet one
-// when it looked: they may have been written since.
+// pipelineStatus is the pipeline's, with another look at images that were none when
+// it looked: they may have been written, or mended, since.
 func (m *machine) pipelineStatus() shipper.Status {
 	p := m.pipeline.Status()
-	if !slices.ContainsFunc(p.Disks, growing) {
+	if !slices.ContainsFunc(p.Disks, unready) {
 		return p
 	}
 	for _, a := range m.store.disksOf(m) {
-		i := slices.IndexFunc(p.Disks, func(d shipper.DiskStatus) bool { return d.ID == a.disk.ID() && growing(d) })
+		i := slices.IndexFunc(p.Disks, func(d shipper.DiskStatus) bool { return d.ID == a.disk.ID() && unready(d) })
 		if i < 0 {
 			continue
 		}
@@ -127,6 +127,8 @@ func (m *machine) pipelineStatus() shipper.Status {
 }
 
 func growing(d shipper.DiskStatus) bool { return errors.Is(d.Err, image.ErrNotYet) }
+
+func unready(d shipper.DiskStatus) bool { return growing(d) || errors.Is(d.Err, image.ErrInvalid) }
 
 // recovery sums what the last start found suspect, and completes the disks.
 func (m *machine) recovery(disks []control.Disk) control.Recovery {

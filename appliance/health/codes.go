@@ -15,6 +15,7 @@ const (
 	Fenced            = "fenced"
 	ResyncRequired    = "resynchronization-required"
 	BadImage          = "bad-image"
+	ImageIncomplete   = "image-incomplete"
 	ImageUntracked    = "image-untracked"
 	ImageRefused      = "image-refused"
 	CyclesMissed      = "cycles-missed"
@@ -52,6 +53,7 @@ var Codes = []Meaning{
 	{CyclesMissed, control.SeverityWarning, "more than 20 % of the cycles of the last hour (or of five intervals) had no point before the next but one seal was due", "look at the other reasons; a faster line, a longer interval, or less change"},
 	{RPOExceeded, control.SeverityWarning, "changes wait, and there has been no point for an hour, or five intervals if that is longer", "look at the other reasons; `vhdrelay sync VM` tries at once"},
 	{CycleLatency, control.SeverityWarning, "the cycles of the last hour took more than 5 minutes from seal to point, on average", "a faster line, or `replication.compression: better`"},
+	{ImageIncomplete, control.SeverityWarning, "an image is empty, cut, or without its footer: it is still being copied, or never will be whole", "finish copying the image, or remove it"},
 	{InitialUnfinished, control.SeverityWarning, "a disk has not been copied whole, so there is no point that holds it", "nothing: wait for it to end"},
 	{VMPaused, control.SeverityWarning, "an operator paused the VM: nothing is sent, changes wait in the spool", "`vhdrelay resume VM`"},
 	{SpoolOverHalf, control.SeverityWarning, "more than half of the spool's quota is taken", "look at the target and the line to it, or raise `replication.spool_limit`"},

@@ -52,6 +52,7 @@ type Disk struct {
 	Foreign  bool  // served, never protected
 	Complete bool  // its initial replication has ended
 	Err      error // why the image cannot be read as what it is; nil also while it is being written
+	NotYet   error // why it is no whole image yet
 }
 
 // Cycle is an epoch from its seal to its point.

@@ -122,6 +122,8 @@ func (f Facts) disks() []control.Reason {
 			continue
 		case d.Err != nil && !known:
 			all = append(all, reason(BadImage, "repair or remove the image, then: vhdrelay resume "+f.VM, "disk %s: %v", d.Name, d.Err))
+		case d.NotYet != nil:
+			all = append(all, reason(ImageIncomplete, "finish copying the image, or remove it", "disk %s: %v", d.Name, d.NotYet))
 		}
 		unfinished = unfinished || !d.Complete
 	}
