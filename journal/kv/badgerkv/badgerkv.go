@@ -66,6 +66,9 @@ func (s *Store) open() (*badger.DB, error) {
 	if err := room(s.dir); err != nil {
 		return nil, err
 	}
+	if err := rehearse(s.dir); err != nil {
+		return nil, err
+	}
 	db, err := badger.Open(s.options())
 	if err != nil {
 		return nil, err

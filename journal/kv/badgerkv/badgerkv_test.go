@@ -2,6 +2,7 @@ package badgerkv
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,9 @@ import (
 // standard output until it is killed.
 const childEnv = "BADGERKV_CHILD_DIR"
 
+// padding, bytes, makes each commit touch other pages of the log, and many of them a log of its own.
+const padding = 64 << 10
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		child(dir)
@@ -37,6 +41,7 @@ func child(dir string) {
 	for i := 0; ; i++ {
 		var b kv.Batch
 		b.Put([]byte("last"), []byte(strconv.Itoa(i)))
+		b.Put([]byte("padding"), bytes.Repeat([]byte{1}, padding))
 		b.Put(fmt.Appendf(nil, "n/%08d", i), nil)
 		if i >= 10 {
 			b.Delete(fmt.Appendf(nil, "n/%08d", i-10))
@@ -247,5 +252,30 @@ func TestBadgerLogsToSlog(t *testing.T) {
 		if !strings.Contains(out.String(), part) {
 			t.Errorf("no %s in %s", part, out.String())
 		}
+	}
+}
+
+// Badger ends the process (y.Check) when it cannot list its directory or open the file of its discard statistics. Here
+// that is an error.
+func TestI9_WhatBadgerWouldEndTheProcessOver(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, discardFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(dir, nil); err == nil || !strings.Contains(err.Error(), discardFile) {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := os.Remove(filepath.Join(dir, discardFile)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	if err := put(s, []byte("k"), []byte("v")); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := rehearse(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }

@@ -74,6 +74,31 @@ func room(dir string) error {
 	return nil
 }
 
+const (
+	discardFile = "DISCARD" // Badger's statistics of its value log
+	discardSize = 1 << 20   // as Badger maps it, bytes
+)
+
+// rehearse does first what Badger ends the process over if it fails in it while it opens: listing the directory, and
+// opening and mapping its statistics. Elsewhere it returns its errors, or tries again.
+func rehearse(dir string) error {
+	if _, err := os.ReadDir(dir); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, discardFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, discardSize)
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		err = nil
+	}
+	if err != nil {
+		err = &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+	}
+	return errors.Join(err, f.Close())
+}
+
 // reserve gives the logs of the memtables all the space of their mapping, so that
 // writing to them meets no full disk. Where the file system cannot, room alone must do.
 func reserve(dir string) error {
