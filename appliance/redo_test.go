@@ -70,7 +70,12 @@ func dieAt(name, config string) func(string) {
 		if point != name {
 			return
 		}
-		if _, err := os.Stat(config + armed); err == nil {
+		if _, err := os.Stat(config + armed); err != nil {
+			return
+		}
+		if os.Getenv(termEnv) != "" {
+			_ = unix.Kill(os.Getpid(), unix.SIGTERM)
+		} else {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {} // the signal is on its way
 		}

@@ -30,6 +30,7 @@ const (
 	serveEnv = "VHDRELAY_TEST_SERVE" // the config
 	pointEnv = "VHDRELAY_TEST_POINT" // the failpoint it dies at
 	clockEnv = "VHDRELAY_TEST_CLOCK" // how far its clock goes ahead
+	termEnv  = "VHDRELAY_TEST_TERM"  // not empty: it is told to stop there instead
 )
 
 func TestMain(m *testing.M) {
@@ -72,10 +73,11 @@ type rig struct {
 	t                           *testing.T
 	source, mount, state, store string
 	path, socket                string
-	extra                       string // lines of the config
-	failpoint                   string // where a child dies, "" for nowhere
-	clock                       string // how far a child's clock goes ahead
-	mounted                     bool   // the state directory is a file system of its own
+	extra                       string         // lines of the config
+	failpoint                   string         // where a child dies, "" for nowhere
+	clock                       string         // how far a child's clock goes ahead
+	mounted                     bool           // the state directory is a file system of its own
+	signal                      syscall.Signal // of what a child dies; zero: SIGKILL
 	client                      *control.Client
 	app                         *Appliance // nil while it does not run
 	cancel                      context.CancelFunc
@@ -337,6 +339,9 @@ func (r *rig) child() *exec.Cmd {
 	r.config()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), serveEnv+"="+r.path, pointEnv+"="+r.failpoint, clockEnv+"="+r.clock)
+	if r.signal == syscall.SIGTERM {
+		cmd.Env = append(cmd.Env, termEnv+"=1")
+	}
 	cmd.Stderr = &r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r.must(cmd.Start())
