@@ -27,7 +27,19 @@ const closeWait = 5 * time.Second
 
 // ErrClosing: the database cannot write what it has to and does not close; its disk
 // must come back, or the process must end.
-var ErrClosing = errors.New("the journal store does not close")
+var ErrClosing error = closingError{}
+
+type closingError struct{}
+
+func (closingError) Error() string { return "the journal store does not close" }
+
+// ErrorCode and ErrorAction are for the operator (I12).
+func (closingError) ErrorCode() string { return "journal-stuck" }
+
+// ErrorAction is the next action.
+func (closingError) ErrorAction() string {
+	return "mend the disk of the state directory; if it was mounted anew, restart vhdrelay"
+}
 
 // shutLocked closes the database. After ErrClosing the caller may ask again. The
 // caller holds mu for writing.
