@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
 
@@ -124,12 +125,12 @@ func TestI12_BadImages(t *testing.T) {
 		"damaged.vhd": "invalid image: checksum at offset",
 		"short.vhd":   "footer and file disagree on the size of the disk; repair it with the tool that wrote it",
 	} {
-		if !hasMessage(v, "bad-image", disk, want, "repair the image, then run: vhdrelay sync web") {
+		if !hasMessage(v, "bad-image", disk, want, "repair or remove the image") {
 			t.Errorf("nothing says of %s that %q: %+v", disk, want, v.Reasons)
 		}
 	}
 	for _, disk := range []string{"empty.img", "empty.vhd", "tiny.vhd", "cut.vhd"} {
-		if !hasMessage(v, "incomplete-image", disk, "", "finish copying the image, or remove it") {
+		if !hasMessage(v, "image-incomplete", disk, "", "finish copying the image, or remove it") {
 			t.Errorf("nothing says that %s is no image yet: %+v", disk, v.Reasons)
 		}
 	}
@@ -141,7 +142,7 @@ func TestI12_BadImages(t *testing.T) {
 	}
 	whole := vhd(data)[:mib]
 	r.equals("web", r.sync("web"), map[string][]byte{"good.img": good, "tiny.img": data[:100], "damaged.vhd": whole, "short.vhd": whole, "cut.vhd": whole})
-	if v := r.vm("web"); hasReason("bad-image")(v) || hasReason("incomplete-image")(v) {
+	if v := r.vm("web"); hasReason("bad-image")(v) || hasReason("image-incomplete")(v) {
 		t.Errorf("after they were mended: %+v", v.Reasons)
 	}
 }
@@ -157,7 +158,7 @@ func allDone(v control.VM, names ...string) bool {
 
 func hasMessage(v control.VM, code, subject, cause, action string) bool {
 	for _, reason := range v.Reasons {
-		if reason.Code == code && strings.Contains(reason.Message, subject) && strings.Contains(reason.Message, cause) && strings.Contains(reason.Action, action) {
+		if (reason.Code == code || reason.Cause == code) && strings.Contains(reason.Message, subject) && strings.Contains(reason.Message, cause) && strings.Contains(reason.Action, action) {
 			return true
 		}
 	}
@@ -207,7 +208,7 @@ func TestI12_TargetIsNotOurs(t *testing.T) {
 			r.must(os.WriteFile(doc, spoiled, 0o600))
 			r.must(os.RemoveAll(r.state))
 			r.start()
-			v := r.await("web", "an error", func(v control.VM) bool { return v.State == StateError })
+			v := r.await("web", "an error", func(v control.VM) bool { return v.State == string(lifecycle.Error) })
 			if !hasMessage(v, c.code, "", c.cause, c.action) || v.Health != control.HealthCritical {
 				t.Errorf("%+v", v.Reasons)
 			}

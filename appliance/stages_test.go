@@ -18,6 +18,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	e2e "github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
+	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/shipper"
 )
@@ -128,7 +129,7 @@ func TestI9_SmallStateDiskUnderLoad(t *testing.T) {
 	free()
 	load.stop(t)
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
-	r.await("web", "health", func(v control.VM) bool { return v.State == StateReplicating && len(v.Reasons) == 0 })
+	r.await("web", "health", func(v control.VM) bool { return v.State == string(lifecycle.Replicating) && len(v.Reasons) == 0 })
 	r.must(guest.Close())
 	r.must(cmd.Process.Signal(unix.SIGTERM))
 	if err := cmd.Wait(); err != nil {
@@ -173,7 +174,7 @@ func TestI9_StateDiskTurnsReadOnly(t *testing.T) {
 	r.must(disk.Mount(t.Context()))
 	r.start()
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
-	r.await("web", "health", func(v control.VM) bool { return v.State == StateReplicating && len(v.Reasons) == 0 })
+	r.await("web", "health", func(v control.VM) bool { return v.State == string(lifecycle.Replicating) && len(v.Reasons) == 0 })
 	r.stop()
 }
 

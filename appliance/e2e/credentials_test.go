@@ -408,7 +408,7 @@ func awaitReason(t *testing.T, r *rig.Rig, code string) (found rig.Reason) {
 	must(t, r.Await(ctx, "reason "+code, func() (bool, error) {
 		vm, err := r.VM(ctx, "web")
 		for _, reason := range vm.Reasons {
-			if reason.Code == code {
+			if reason.Code == code || reason.Cause == code {
 				found = reason
 				return true, nil
 			}

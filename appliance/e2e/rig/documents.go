@@ -32,6 +32,7 @@ type VM struct {
 // Reason is why a VM is not healthy.
 type Reason struct {
 	Code     string    `json:"code"`
+	Cause    string    `json:"cause"` // code of the error behind it
 	Severity string    `json:"severity"`
 	Message  string    `json:"message"`
 	Action   string    `json:"action"`
