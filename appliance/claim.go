@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
@@ -44,11 +45,21 @@ func (s *store) claim() error {
 	if err := checkSource(s.conf); err != nil {
 		return err
 	}
-	if err := s.identify(); errors.Is(err, syscall.EROFS) {
-		return &control.Error{Code: "source-read-only", Message: fmt.Sprintf("store %s: %s is read-only", s.conf.Name, s.conf.Source), Exit: control.ExitFailed, Err: err,
-			Action: "mount it writable: guests could not write either"}
-	} else if err != nil {
+	if err := checkWritable(s.conf); err != nil {
 		return err
+	}
+	return s.identify()
+}
+
+// checkWritable refuses a source that nobody can write to.
+func checkWritable(conf config.Store) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(conf.Source, &st); err != nil {
+		return fmt.Errorf("store %s: %w", conf.Name, &os.PathError{Op: "statfs", Path: conf.Source, Err: err})
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return &control.Error{Code: "source-read-only", Message: fmt.Sprintf("store %s: %s is read-only", conf.Name, conf.Source), Exit: control.ExitFailed,
+			Action: "mount it writable: guests could not write either", Err: syscall.EROFS}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -183,13 +184,13 @@ type guestLoad struct {
 	end  chan struct{}
 	wait sync.WaitGroup
 	err  error
-	n    int
+	n    atomic.Int64 // writes
 }
 
 func (r *rig) load(f *os.File, content []byte) *guestLoad {
 	l := &guestLoad{end: make(chan struct{})}
 	l.wait.Go(func() {
-		for ; l.err == nil; l.n++ {
+		for ; l.err == nil; l.n.Add(1) {
 			select {
 			case <-l.end:
 				return
@@ -206,10 +207,15 @@ func (r *rig) load(f *os.File, content []byte) *guestLoad {
 
 func (l *guestLoad) stop(t *testing.T) {
 	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); l.n.Load() < 1000 && time.Since(began) < timeout; {
+		<-tick.C
+	}
 	close(l.end)
 	l.wait.Wait()
-	if l.err != nil || l.n < 100 {
-		t.Errorf("after %d writes the guest saw: %v", l.n, l.err)
+	if l.err != nil || l.n.Load() < 1000 {
+		t.Errorf("after %d writes the guest saw: %v", l.n.Load(), l.err)
 	}
-	t.Logf("%d writes", l.n)
+	t.Logf("%d writes", l.n.Load())
 }

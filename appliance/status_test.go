@@ -88,7 +88,7 @@ func TestReasonsOfComposedFacts(t *testing.T) {
 		got = append(got, string(r.Severity)+" "+r.Code+" "+r.Cause)
 	}
 	want := []string{"critical image-untracked ", "critical image-refused ", "critical cannot-send permission", "warning retrying connection-refused",
-		"warning initial-replication ", "warning unprotected-format ", "warning spool-over-half "}
+		"warning image-incomplete ", "warning initial-replication ", "warning unprotected-format ", "warning spool-over-half "}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

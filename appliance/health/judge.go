@@ -70,6 +70,9 @@ func reason(code, action, format string, args ...any) control.Reason {
 func (f Facts) troubles() []control.Reason {
 	var all []control.Reason
 	for _, t := range f.Troubles {
+		if t.Code == BadImage && slices.ContainsFunc(f.Disks, broken) {
+			continue // each of them is named, and not only the one that was met first
+		}
 		r := f.trouble(t)
 		same := func(have control.Reason) bool { return have.Code == r.Code && have.Cause == r.Cause }
 		if i := slices.IndexFunc(all, same); i < 0 {
@@ -110,17 +113,19 @@ func then(action, command string) string {
 	return strings.TrimSuffix(action, ", then resume the VM") + "; then: " + command
 }
 
+// broken tells an image that is to be repaired.
+func broken(d Disk) bool { return d.Err != nil && !d.Foreign }
+
 // disks are the reasons that lie in the images.
 func (f Facts) disks() []control.Reason {
 	var all []control.Reason
 	served, unfinished := slices.Clone(f.Foreign), false
-	known := slices.ContainsFunc(f.Troubles, func(t Trouble) bool { return t.Code == BadImage })
 	for _, d := range f.Disks {
 		switch {
 		case d.Foreign:
 			served = append(served, d.Name)
 			continue
-		case d.Err != nil && !known:
+		case broken(d):
 			all = append(all, reason(BadImage, "repair or remove the image, then: vhdrelay resume "+f.VM, "disk %s: %v", d.Name, d.Err))
 		case d.NotYet != nil:
 			all = append(all, reason(ImageIncomplete, "finish copying the image, or remove it", "disk %s: %v", d.Name, d.NotYet))
