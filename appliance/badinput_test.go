@@ -77,7 +77,7 @@ func TestI12_NameThatIsNotUTF8(t *testing.T) {
 	r.put("web/os.img", bytes.Clone(content))
 	r.start()
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
-	if v := r.vm("web"); !hasMessage(v, "image-untracked", ".img", "its name is not UTF-8: rename it", "") {
+	if v := r.vm("web"); !hasMessage(v, "image-untracked", ".img", "its name is not UTF-8", "") {
 		t.Errorf("%+v", v.Reasons)
 	}
 	r.change("web/bad\xff.img", 0, []byte("served"))
