@@ -54,7 +54,7 @@ var situations = map[string]struct {
 	"not half the spool": {func(f *Facts) { f.Spooled = 50 }, nil},
 	"no disks":           {func(f *Facts) { f.Disks = nil }, []string{NoDisks}},
 	"initial":            {func(f *Facts) { f.Disks[0].Complete = false }, []string{InitialUnfinished}},
-	"half an image": {func(f *Facts) { f.Disks[0] = Disk{Name: "x", NotYet: errors.New("no footer")} }, []string{ImageIncomplete, InitialUnfinished}},
+	"half an image":      {func(f *Facts) { f.Disks[0] = Disk{Name: "x", NotYet: errors.New("no footer")} }, []string{ImageIncomplete, InitialUnfinished}},
 	"a broken image":     {func(f *Facts) { f.Disks[0] = Disk{Name: "x", Err: errors.New("torn")} }, []string{BadImage, InitialUnfinished}},
 	"the same, met by a stage": {func(f *Facts) {
 		f.Disks[0] = Disk{Name: "x", Err: errors.New("torn")}
