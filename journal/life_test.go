@@ -158,6 +158,7 @@ func TestR9_I11_ComparisonClearsSuspicionAndResumes(t *testing.T) {
 	if err := d.SetSuspect("asked for"); err != nil {
 		t.Fatal(err)
 	}
+	d.Suspect()
 	rec := d.Recovery()
 	if rec.SuspectBytes != 201*extent.RegionSize || rec.Reason != "asked for" {
 		t.Errorf("%+v", rec)
@@ -195,6 +196,42 @@ func TestR9_I11_ComparisonClearsSuspicionAndResumes(t *testing.T) {
 	r.close()
 	if got := openRig(t, r.store, Options{}).disk("a", f).Suspect(); len(got) != 1 {
 		t.Errorf("suspicion after a clean stop: %v", got)
+	}
+}
+
+// What became suspect while it was compared may have been read before: a chunk that was under way then must not
+// clear it, nor complete a region whose other chunks were passed before.
+func TestI11_NothingReadBeforeASuspicionClearsIt(t *testing.T) {
+	r := newRig(t, Options{})
+	f := newModelFile(2 * extent.BlocksPerRegion)
+	d := r.disk("a", f)
+	suspect := func(why string) {
+		t.Helper()
+		if err := d.SetSuspect(why); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compared := func(from, to extent.FileBlock) {
+		t.Helper()
+		if err := d.Compared(blocks(from, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	suspect("first")
+	d.Suspect() // a comparison begins
+	compared(0, 512)
+	suspect("changed behind our back") // while the rest is being read
+	compared(512, 2048)
+	if got := d.Suspect(); len(got) != 1 || got[0] != blocks(0, 2048) {
+		t.Fatalf("suspect %v", got)
+	}
+	compared(512, 1024) // of the next comparison, which reads all of it
+	if got := d.Suspect(); len(got) != 1 || got[0] != blocks(0, 2048) {
+		t.Fatalf("suspect %v", got)
+	}
+	compared(0, 2048)
+	if got := d.Suspect(); len(got) != 0 {
+		t.Errorf("suspect %v", got)
 	}
 }
 

@@ -34,6 +34,7 @@ type suspicion struct {
 		since   int   // regions compared since the cursor was durable
 		over    bool  // the comparison has ended; rec tells of it until the next begins
 		lost    error // a Mark that left no trace on stable storage
+		anew    bool  // it grew since Suspect was last asked: what is being compared may have been read before
 	}
 }
 
@@ -52,6 +53,8 @@ func (s *suspicion) distrust(reason string, total int64) {
 		s.mu.rec.Reason += "; " + reason
 	}
 	s.mu.rec.Total = max(s.mu.rec.Total, total+s.mu.rec.Compared)
+	s.mu.anew = true
+	s.mu.parts = extent.Set[extent.FileBlock]{}
 }
 
 // setWhole makes every region of d suspect, in memory.
@@ -62,7 +65,6 @@ func (s *suspicion) setWhole(d *Disk, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.durable = true
-	s.mu.parts = extent.Set[extent.FileBlock]{}
 }
 
 // load reads the stored suspicion.
@@ -97,8 +99,12 @@ func (s *suspicion) note(err error) {
 }
 
 // Suspect returns the file blocks still to be compared, in order; none when the
-// comparison is done. The last range may reach past the end of the file.
+// comparison is done. The last range may reach past the end of the file. A
+// comparison begins with it: Compared counts only what was read since.
 func (d *Disk) Suspect() []extent.Range[extent.FileBlock] {
+	d.sus.mu.Lock()
+	d.sus.mu.anew = false // before the bits are read
+	d.sus.mu.Unlock()
 	var out []extent.Range[extent.FileBlock]
 	for r := range d.sus.bits.Ranges(extent.Range[region]{End: d.sus.bits.End()}, 0) {
 		out = append(out, regionSpan{r.Start, r.End}.blocks())
@@ -127,7 +133,9 @@ func (d *Disk) SetSuspect(reason string) error {
 // Compared says that the comparison has passed r: its blocks equal the table,
 // or are marked, or their entries are unknown. A region is suspect until all of
 // it has been passed, up to the end of the file. Now and then this makes the
-// cursor durable. An error means that r may count as not compared.
+// cursor durable. An error means that r may count as not compared. What was
+// perhaps read before more became suspect counts for nothing: the next
+// comparison reads it again.
 func (d *Disk) Compared(r extent.Range[extent.FileBlock]) error {
 	keep, err := d.pass(r)
 	if err != nil || !keep {
@@ -148,6 +156,9 @@ func (d *Disk) pass(r extent.Range[extent.FileBlock]) (bool, error) {
 	defer s.mu.Unlock()
 	if s.mu.lost != nil {
 		return false, fmt.Errorf("a differing block could not be recorded: %w", s.mu.lost)
+	}
+	if s.mu.anew {
+		return false, nil
 	}
 	s.mu.parts.Add(r)
 	end := extent.Cover[extent.FileBlock](0, d.size.Load()).End
