@@ -118,14 +118,21 @@ func (r reader) Read(p []byte) (int, error) {
 
 // newHost makes a machine with images of random sizes, none of which was seen by anybody.
 func (w *world) newHost() *host {
-	l := newLife()
+	h := w.bareHost(newLife())
+	for _, vm := range w.vms {
+		for _, name := range []string{"a.raw", "b.vhd", "c.raw"}[:1+w.draw(3)] {
+			w.addImage(h, vm, name)
+		}
+	}
+	return h
+}
+
+// bareHost makes a machine without images.
+func (w *world) bareHost(l *life) *host {
 	h := &host{store: &memory.Store{}, tree: newPlatter(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
 		lines: map[string]*oracle.Timeline{}, boot: journal.Boot{ID: "boot", Start: w.now().Add(-time.Hour)}}
 	for _, vm := range w.vms {
 		h.images[vm], h.lines[vm] = map[string]*Image{}, oracle.New()
-		for _, name := range []string{"a.raw", "b.vhd", "c.raw"}[:1+w.draw(3)] {
-			w.addImage(h, vm, name)
-		}
 	}
 	return h
 }
