@@ -193,6 +193,7 @@ type comparer struct {
 
 // compare reads and judges one stride.
 func (c *comparer) compare(j *scanned) error {
+	defer c.cutOff(j)
 	disk := c.deps.Layout.DiskBlocks(j.file)
 	if disk.Empty() {
 		return nil // metadata: every capture reads it
@@ -206,6 +207,21 @@ func (c *comparer) compare(j *scanned) error {
 	}
 	c.judge(j, file)
 	return nil
+}
+
+// cutOff adds what lies beyond the end of a disk that is shorter than its table: a
+// crash took back a growth, or the change set of a shrink. The next capture learns
+// of the size; but if the disk grows again before it, the hole that this leaves is
+// in no change set, and the target holds there what was cut off.
+func (c *comparer) cutOff(j *scanned) {
+	disk := c.deps.Layout.Disk()
+	if c.deps.Table.Blocks() <= disk.End {
+		return
+	}
+	beyond := fileRange{Start: max(j.file.Start, c.deps.Layout.FileBlocks(disk).End), End: j.file.End}
+	if !beyond.Empty() {
+		j.differing = append(j.differing, beyond)
+	}
 }
 
 // read leaves the checksums of the blocks in c.sums.
