@@ -85,6 +85,13 @@ func apart(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine, and nobody else ever runs on it
+		if unix.Gettid() == unix.Getpid() {
+			// Not the main thread: /proc/self/fd, which the shim opens through, is its table. While this goroutine holds
+			// it, another cannot get it.
+			defer runtime.UnlockOSThread()
+			done <- apart(f)
+			return
+		}
 		if err := unix.CloseRange(0, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE); err != nil {
 			done <- fmt.Errorf("thread without files: %w", err)
 			return

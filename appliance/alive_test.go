@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -65,13 +66,17 @@ func TestAskedApartWithoutOurFiles(t *testing.T) {
 	}
 	defer f.Close()
 	fd := int(f.Fd())
-	for range 50 {
+	for range 1000 {
 		err := apart(func() error {
 			var st unix.Stat_t
 			return unix.Fstat(fd, &st)
 		})
 		if err != unix.EBADF {
 			t.Fatalf("a file of ours on that thread: %v, want EBADF", err)
+		}
+		// The shim opens through /proc/self/fd, which is the main thread's table.
+		if err := unix.Access("/proc/self/fd/"+strconv.Itoa(fd), unix.F_OK); err != nil {
+			t.Fatalf("our file in /proc/self/fd: %v", err)
 		}
 	}
 	if _, err := f.WriteString("x"); err != nil {

@@ -60,6 +60,7 @@ func abortWhileAsking(t *testing.T, r *rig.Rig, manager *net.UnixConn) {
 	if err := manager.SetReadDeadline(deadline); err != nil {
 		t.Fatal(err)
 	}
+	var err error
 	p := make([]byte, 4096)
 	for fed := 0; fed < 20; { // it is in the middle of it
 		n, err := manager.Read(p)
@@ -70,11 +71,20 @@ func abortWhileAsking(t *testing.T, r *rig.Rig, manager *net.UnixConn) {
 			fed++
 		}
 	}
-	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGABRT, unix.SIGCONT} {
+	signal := func(sig unix.Signal) {
+		t.Helper()
 		if err := cmd.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
 	}
+	signal(unix.SIGSTOP)
+	for err = nil; err == nil; _, err = manager.Read(p) { // until it is silent: its next question is overdue
+		if err := manager.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(unix.SIGABRT)
+	signal(unix.SIGCONT)
 	select {
 	case <-ended:
 		r.Detach()
