@@ -405,11 +405,15 @@ func (a *Appliance) unprotectedVMs(vm string, machines []*machine) []control.VM 
 	var all []control.VM
 	for name, r := range lives {
 		f := health.Facts{VM: name, Now: a.now(), Disks: []health.Disk{{Complete: true}}}
+		var since time.Time
 		if l := under[name]; l != nil {
-			f.Leaving, _, _, _ = l.state()
+			f.Leaving, _, since, _ = l.state()
 		}
 		v := control.VM{Name: name, State: string(r.State), StateSince: r.Since, Reasons: health.Judge(f), Resync: control.Resync{State: control.ResyncIdle},
 			IntervalSeconds: a.config().EffectiveReplication(name).Interval.Seconds()}
+		for i := range v.Reasons {
+			v.Reasons[i].Since = since
+		}
 		v.Health = health.Of(v.Reasons)
 		all = append(all, v)
 	}

@@ -146,7 +146,6 @@ func (a *Appliance) Resume(_ context.Context, vm string) (control.Moved, error) 
 	if err := lifecycle.Permit(vm, before, lifecycle.Resume); err != nil {
 		return control.Moved{}, refusal(err)
 	}
-	m.pipeline.Wake() // what was wrong is looked into, and does not count meanwhile
 	if err := m.life.Do(lifecycle.Resume, m.resumesTo(before), nil); err != nil {
 		return control.Moved{}, refusal(err)
 	}
@@ -157,8 +156,11 @@ func (a *Appliance) Resume(_ context.Context, vm string) (control.Moved, error) 
 }
 
 // resumesTo is what is seen of a VM that is resumed, as far as a resume leads there.
+// What was wrong is looked into then, and does not count meanwhile.
 func (m *machine) resumesTo(from lifecycle.State) lifecycle.State {
-	seen := stateOf(m.pipelineStatus(), m.resync.status(), m.marked())
+	p := m.pipelineStatus()
+	p.Troubles, p.Resting = nil, false
+	seen := stateOf(p, m.resync.status(), m.marked())
 	if slices.Contains(lifecycle.Targets(from, lifecycle.Resume), seen) {
 		return seen
 	}

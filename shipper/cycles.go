@@ -49,7 +49,7 @@ func (v *VM) noteShipped(c Cycle) {
 	defer v.mu.Unlock()
 	v.mu.lastCycle = c
 	v.mu.sentBytes += c.StoredBytes
-	if c.RecordedAfter == 0 {
+	if !c.Closed {
 		return
 	}
 	i := slices.IndexFunc(v.mu.cycles, func(have CycleTime) bool { return have.Epoch == c.Epoch })

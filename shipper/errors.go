@@ -55,7 +55,7 @@ func foreign(vm string, doc catalog.VMDoc) error {
 
 func targetLost(vm, what string) error {
 	return &Problem{Code: "target-lost", Class: retry.NonRecoverable,
-		Action: "check target.url; if the replica was deleted on purpose, remove the VM's state with: vhdrelay unprotect " + vm,
+		Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,
 		Err:    fmt.Errorf("vm %s: %s: %w", vm, what, ErrLost)}
 }
 

@@ -48,7 +48,7 @@ func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 	}
 	if err != nil {
 		return &Problem{Code: "bad-image", Class: retry.NonRecoverable, Err: err,
-			Action: "repair or remove the image, then run: vhdrelay sync " + v.opts.Name}
+			Action: "repair or remove the image, then: vhdrelay resume " + v.opts.Name}
 	}
 	if err := v.enroll(ctx, d, info); err != nil {
 		return err

@@ -164,7 +164,7 @@ func (v *VM) describeDisks(ctx context.Context, m *spool.Manifest) error {
 }
 
 func (v *VM) cycleOf(m *spool.Manifest) Cycle {
-	c := Cycle{Epoch: m.Epoch, SealedAt: m.SealedAt}
+	c := Cycle{Epoch: m.Epoch, SealedAt: m.SealedAt, Closed: m.Closed}
 	for _, md := range m.Disks {
 		if md.Segment != nil {
 			c.ChangedBytes += md.Segment.ChangedBytes

@@ -28,8 +28,9 @@ type stage struct {
 	name  string
 	every func() time.Duration // nil: only when woken
 	step  func(context.Context) error
-	kick  chan struct{}
-	rests bool // it works at the target, so it stops while the pipeline rests
+	kick  chan struct{} // there is work
+	asks  chan struct{} // somebody wants it tried
+	rests bool          // it works at the target, so it stops while the pipeline rests
 
 	mu struct {
 		sync.Mutex // never held over I/O
@@ -38,14 +39,31 @@ type stage struct {
 }
 
 func (v *VM) newStage(name string, every func() time.Duration, step func(context.Context) error) *stage {
-	return &stage{vm: v, name: name, every: every, step: step, kick: make(chan struct{}, 1), rests: true}
+	return &stage{vm: v, name: name, every: every, step: step, kick: make(chan struct{}, 1), asks: make(chan struct{}, 1), rests: true}
 }
 
-// wake makes the stage run its step soon; it never blocks.
+// wake says that there is work; it never blocks. A stage that waits after a failure
+// keeps its schedule: new work does not make the target answer. Capture, whose
+// troubles are local, looks at once.
 func (s *stage) wake() {
+	if !s.rests {
+		s.ask()
+		return
+	}
+	poke(s.kick)
+}
+
+// ask ends every wait of the stage, also one for a retry or for an operator: somebody
+// looks, or the situation is a new one. It never blocks.
+func (s *stage) ask() {
 	s.asked()
+	poke(s.kick)
+	poke(s.asks)
+}
+
+func poke(c chan struct{}) {
 	select {
-	case s.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -65,6 +83,7 @@ func (s *stage) run(ctx context.Context) {
 // until repeats the step until it succeeds; false when ctx ended first.
 func (s *stage) until(ctx context.Context) bool {
 	for {
+		drain(s.asks) // whoever asked is answered by this attempt
 		err := s.attempt(ctx)
 		if ctx.Err() != nil {
 			return false
@@ -98,16 +117,20 @@ func (s *stage) attempt(ctx context.Context) error {
 	}
 	defer leave()
 	if rested { // what woke it meanwhile is what it does now
-		select {
-		case <-s.kick:
-		default:
-		}
+		drain(s.kick)
 	}
 	err = s.step(work)
 	if err != nil && errors.Is(context.Cause(work), errResting) {
 		return errResting
 	}
 	return err
+}
+
+func drain(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+	}
 }
 
 // forgive forgets the trouble, if there is one.
@@ -199,7 +222,7 @@ func (s *stage) woken(ctx context.Context, due <-chan time.Time, back <-chan str
 	case <-ctx.Done():
 		return false
 	case <-due:
-	case <-s.kick:
+	case <-s.asks:
 	case <-back:
 		s.asked() // nobody's patience is tried by an endpoint that is back
 	}

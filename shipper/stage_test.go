@@ -230,7 +230,7 @@ func TestCyclesAreRemembered(t *testing.T) {
 	for i := range uint64(maxCycles + 1) {
 		v.noteSeal(i, at)
 	}
-	v.noteShipped(Cycle{Epoch: maxCycles, SealedAt: at, RecordedAfter: time.Minute, StoredBytes: 7})
+	v.noteShipped(Cycle{Epoch: maxCycles, SealedAt: at, Closed: true, RecordedAfter: time.Minute, StoredBytes: 7})
 	v.noteShipped(Cycle{Epoch: maxCycles - 1, SealedAt: at, StoredBytes: 5}) // open
 	v.noteOpenLocked(maxCycles - 1)
 	v.dropSeal(maxCycles - 2)

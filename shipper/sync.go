@@ -68,7 +68,7 @@ func (v *VM) blocked() error {
 // wakeAll ends every wait: somebody is looking.
 func (v *VM) wakeAll() {
 	for _, s := range v.stages() {
-		s.wake()
+		s.ask()
 	}
 }
 

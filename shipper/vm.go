@@ -135,7 +135,8 @@ type Cycle struct {
 	ChangedBytes  int64
 	StoredBytes   int64
 	SealedAt      time.Time
-	RecordedAfter time.Duration // from the seal to the durable point, 0 for an open epoch
+	Closed        bool          // it is a point
+	RecordedAfter time.Duration // from the seal to the durable point
 }
 
 // New opens the pipeline of a VM over its durable state. Nothing runs before Run.
@@ -241,7 +242,7 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 	}
 	v.mu.disks[src.ID()] = d
 	v.mu.Unlock()
-	v.initial.wake()
+	v.initial.ask()
 	return nil
 }
 

@@ -23,6 +23,9 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	if len(s.VMs) == 0 {
 		b.WriteString("no VM: the stores hold no disk image\n")
 	}
+	if p := s.Pacer; p != nil && p.Limited {
+		fmt.Fprintf(&b, "the target throttles: at most %s/s are sent, for all VMs together\n\n", bytesText(p.BytesPerSecond))
+	}
 	vms := slices.Clone(s.VMs)
 	slices.SortStableFunc(vms, func(x, y control.VM) int {
 		return cmp.Or(cmp.Compare(healthExit(y.Health), healthExit(x.Health)), cmp.Compare(x.Name, y.Name))
@@ -33,7 +36,7 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		}
 		writeVM(&b, vm, now)
 	}
-	if _, err := w.Write(b.Bytes()); err != nil {
+	if _, err := io.WriteString(w, fold(b.String())); err != nil {
 		return fmt.Errorf("writing the status: %w", err)
 	}
 	return nil
@@ -56,6 +59,9 @@ func writeVM(b *bytes.Buffer, vm control.VM, now time.Time) {
 	row("RPO", rpoText(vm))
 	row("last point", pointText(vm, now))
 	row("to ship", fmt.Sprintf("%s changed, %s spooled", bytesText(vm.PendingBytes), bytesText(vm.SpooledBytes)))
+	if vm.Forecast != nil {
+		row("forecast", vm.Forecast.Message)
+	}
 	row("to apply", fmt.Sprintf("%s, replica at epoch %d", bytesText(vm.ApplyBacklogBytes), vm.AppliedEpoch))
 	row("recovery", recoveryText(vm.Recovery))
 	if active := vm.Resync.State != "" && vm.Resync.State != control.ResyncIdle; active || vm.Resync.TotalBytes > 0 {

@@ -63,7 +63,7 @@ var Codes = []Meaning{
 	{JournalFailing, control.SeverityWarning, "the state directory takes no records: changes are marked on the images, a crash now costs a whole comparison", "look at the disk of the state directory"},
 	{UnprotectedFormat, control.SeverityWarning, "files whose format is served but not protected", "convert them to a fixed VHD or raw"},
 	{NoDisks, control.SeverityWarning, "the VM has no disk any more; the points made so far stay", "`vhdrelay unprotect VM`, if they were removed on purpose"},
-	{Leaving, control.SeverityWarning, "an unprotect has not come to its end: the target does not answer, or files are in use", "look at the message; it is tried again"},
+	{Leaving, control.SeverityWarning, "an unprotect has not come to its end: the target does not answer, or files are in use", "look at the message; `vhdrelay unprotect VM --delete-replica` tries at once, without the flag the replica stays"},
 }
 
 // MeaningOf finds the line of a code; false for a code that no reason has.
@@ -76,17 +76,28 @@ func MeaningOf(code string) (Meaning, bool) {
 	return Meaning{}, false
 }
 
-// Table is Codes, and after it the codes of errors, as Markdown: "what each message
-// means" of the README.
-func Table(errors []retry.Meaning) string {
+// Table is Codes as Markdown: "what each message means" of the README.
+func Table() string {
 	var b strings.Builder
 	b.WriteString("| code | severity | what it means | what to do |\n|---|---|---|---|\n")
 	for _, m := range Codes {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Code, m.Severity, m.Means, m.Do)
 	}
-	b.WriteString("\n`cause` of `cannot-send`, `retrying` and `defect`, and the code of a command that failed:\n\n| code | class | what to do |\n|---|---|---|\n")
+	return b.String()
+}
+
+// CauseTable is the codes of errors as Markdown.
+func CauseTable(errors []retry.Meaning) string {
+	var b strings.Builder
+	b.WriteString("| code | class | what to do |\n|---|---|---|\n")
 	for _, m := range errors {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", m.Code, m.Class, m.Action)
 	}
 	return b.String()
 }
+
+// Begin and End enclose a generated part of a page.
+const (
+	Begin = "<!-- generated from package health: begin -->\n"
+	End   = "<!-- end -->\n"
+)

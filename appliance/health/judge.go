@@ -32,7 +32,7 @@ func Judge(f Facts) []control.Reason {
 		all = append(all, reason(JournalFailing, "look at the disk of the state directory", "changes are marked on the images instead of the journal: %v", f.Journal))
 	}
 	if f.Leaving != nil {
-		all = append(all, reason(Leaving, "look at the target; it is tried again", "unprotect has not come to its end: %v", f.Leaving))
+		all = append(all, reason(Leaving, "look at the target; try at once with: vhdrelay unprotect "+f.VM+" --delete-replica", "unprotect has not come to its end: %v", f.Leaving))
 	}
 	slices.SortStableFunc(all, func(a, b control.Reason) int { return rank(a) - rank(b) })
 	return all

@@ -38,9 +38,12 @@ func better(a, b verdict) verdict {
 	return a
 }
 
-// Sorted orders meanings by code and keeps the first of each.
+// Sorted orders meanings by code and keeps one of each: the one whose action comes
+// first, so that the list is always the same.
 func Sorted(list []Meaning) []Meaning {
-	slices.SortStableFunc(list, func(a, b Meaning) int { return cmp.Compare(a.Code, b.Code) })
+	slices.SortFunc(list, func(a, b Meaning) int {
+		return cmp.Or(cmp.Compare(a.Code, b.Code), cmp.Compare(a.Action, b.Action))
+	})
 	return slices.CompactFunc(list, func(a, b Meaning) bool { return a.Code == b.Code })
 }
 
