@@ -50,6 +50,11 @@ type Appliance struct {
 	jobs      *jobs
 	work      chan *job // verifications and exports to begin
 
+	share struct {
+		sync.Mutex // held over looking at the spools
+		bytes      int64
+		at         time.Time
+	}
 	opened struct {
 		sync.Mutex // held over opening the target
 		target     target.Target
@@ -405,8 +410,21 @@ func (a *Appliance) machines() []*machine {
 }
 
 // spoolShare is what one VM's spool may take of the disk: all together half of
-// what is free or theirs already, shared evenly.
-func (a *Appliance) spoolShare(m *machine) int64 {
+// what is free or theirs already, shared evenly. It is looked up once a second for
+// all: what spools take is no more free, so their growth does not change it.
+func (a *Appliance) spoolShare() int64 {
+	a.share.Lock()
+	defer a.share.Unlock()
+	if now := a.now(); a.share.bytes == 0 || now.Sub(a.share.at) >= shareFor {
+		a.share.at, a.share.bytes = now, a.measureShare()
+	}
+	return a.share.bytes
+}
+
+// shareFor is how long a share that was measured holds.
+const shareFor = time.Second
+
+func (a *Appliance) measureShare() int64 {
 	var st unix.Statfs_t
 	if err := unix.Statfs(a.config().StateDir, &st); err != nil {
 		return minSpool

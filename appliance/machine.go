@@ -157,7 +157,7 @@ func (m *machine) quota() int64 {
 	if limit == 0 {
 		limit = max(minSpool, m.virtualSize()/2)
 	}
-	return min(limit, m.app.spoolShare(m))
+	return min(limit, m.app.spoolShare())
 }
 
 func (m *machine) virtualSize() int64 {

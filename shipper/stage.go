@@ -83,7 +83,7 @@ func (s *stage) run(ctx context.Context) {
 // until repeats the step until it succeeds; false when ctx ended first.
 func (s *stage) until(ctx context.Context) bool {
 	for {
-		drain(s.asks) // whoever asked is answered by this attempt
+		s.heard() // whoever asked is answered by this attempt
 		err := s.attempt(ctx)
 		if ctx.Err() != nil {
 			return false
@@ -116,8 +116,8 @@ func (s *stage) attempt(ctx context.Context) error {
 		return err
 	}
 	defer leave()
-	if rested { // what woke it meanwhile is what it does now
-		drain(s.kick)
+	if rested {
+		s.heard()
 	}
 	err = s.step(work)
 	if err != nil && errors.Is(context.Cause(work), errResting) {
@@ -126,10 +126,13 @@ func (s *stage) attempt(ctx context.Context) error {
 	return err
 }
 
-func drain(c chan struct{}) {
-	select {
-	case <-c:
-	default:
+// heard forgets what woke the stage up to now: it is what the next step does.
+func (s *stage) heard() {
+	for _, c := range []chan struct{}{s.kick, s.asks} {
+		select {
+		case <-c:
+		default:
+		}
 	}
 }
 

@@ -243,3 +243,46 @@ func TestCyclesAreRemembered(t *testing.T) {
 		t.Errorf("%+v %+v %+v", newest, open, before)
 	}
 }
+
+// New work does not end a wait: the schedule holds while epochs come in, and what an
+// operator must mend is not tried because there is more of it. Capture looks at once.
+func TestStageKeepsItsWaitWhileWorkComesIn(t *testing.T) {
+	for name, x := range map[string]struct {
+		err  error
+		want []time.Duration
+	}{"an outage": {refusedConnection, after(0, 1, 3, 7, 15)}, "an operator": {operatorsError(), after(0)}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWork()
+				w.err = x.err
+				w.during(t, func() {
+					for range 48 {
+						sleepFor(t, 30*time.Second-time.Millisecond)
+						w.wake()
+					}
+				})
+				w.started(t, x.want)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWork()
+		w.err, w.rests = refusedConnection, false
+		w.during(t, func() { sleepFor(t, time.Second); w.wake(); synctest.Wait() })
+		if len(w.starts) != 2 {
+			t.Errorf("capture was woken: steps at %v", w.starts)
+		}
+	})
+}
+
+func TestGate(t *testing.T) {
+	g := newGate()
+	g.Lock()
+	if g.TryLock() {
+		t.Error("two are through")
+	}
+	g.Unlock()
+	if !g.TryLock() {
+		t.Error("it is shut")
+	}
+}
