@@ -145,6 +145,8 @@ func newBubble(t testing.TB, extra string, images map[string][]byte) *bubble {
 	b.a.stores = append(b.a.stores, b.store)
 	b.must(b.store.claim())
 	b.must(b.a.attachAll())
+	b.store.watcher.stop() // it waits for the kernel, and virtual time would wait with it
+	b.store.watcher = watcher{}
 	b.a.redo()
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(t.Context())

@@ -153,7 +153,7 @@ func TestI12_EveryReasonComesAndGoes(t *testing.T) {
 
 // byStore tells a code that a store gives by itself; its own tests have it.
 func byStore(code string) bool {
-	return slices.Contains([]string{"foreign-writer", "store-unmounted", "source-shadowed", "nested-mount", "vm-moved"}, code)
+	return slices.Contains([]string{health.ForeignWriter, health.StoreUnmounted, health.SourceShadowed, health.NestedMount, health.VMMoved}, code)
 }
 
 // Status of a hundred VMs with three disks each, replicating; no mount between.

@@ -31,6 +31,13 @@ const (
 	UnprotectedFormat = "unprotected-format"
 	NoDisks           = "no-disks"
 	Leaving           = "leaving"
+
+	// Of a store around its VMs.
+	ForeignWriter  = "foreign-writer"
+	StoreUnmounted = "store-unmounted"
+	SourceShadowed = "source-shadowed"
+	NestedMount    = "nested-mount"
+	VMMoved        = "vm-moved"
 )
 
 // Meaning is one line of the table of codes.
@@ -50,6 +57,9 @@ var Codes = []Meaning{
 	{BadImage, control.SeverityCritical, "an image cannot be read as what its name says", "repair or remove the image, then `vhdrelay resume VM`"},
 	{ImageUntracked, control.SeverityCritical, "an image is served, and its changes are not tracked", "mend the cause, then restart vhdrelay: the image is compared whole"},
 	{ImageRefused, control.SeverityCritical, "an image can be neither tracked nor marked as changed, so writes to it fail", "mend the cause, then restart vhdrelay: the image is compared whole"},
+	{ForeignWriter, control.SeverityCritical, "another process has an image open behind the mount: what it writes is not seen", "stop that process; disks are opened at the mount only"},
+	{StoreUnmounted, control.SeverityCritical, "the store was unmounted with `vhdrelay unmount`", "restart vhdrelay to serve it again"},
+	{SourceShadowed, control.SeverityCritical, "the source directory is another one now: it was moved, or something is mounted over it", "undo it, then restart vhdrelay"},
 	{CyclesMissed, control.SeverityWarning, "more than 20 % of the cycles of the last hour (or of five intervals) had no point before the next but one seal was due", "look at the other reasons; a faster line, a longer interval, or less change"},
 	{RPOExceeded, control.SeverityWarning, "changes wait, and there has been no point for an hour, or five intervals if that is longer", "look at the other reasons; `vhdrelay sync VM` tries at once"},
 	{CycleLatency, control.SeverityWarning, "the cycles of the last hour took more than 5 minutes from seal to point, on average", "a faster line, or `replication.compression: better`"},
@@ -62,6 +72,8 @@ var Codes = []Meaning{
 	{ComparisonFailed, control.SeverityWarning, "a comparison ended early; it is tried again", "look at the image and at the disk of the state directory"},
 	{JournalFailing, control.SeverityWarning, "the state directory takes no records: changes are marked on the images, a crash now costs a whole comparison", "look at the disk of the state directory"},
 	{UnprotectedFormat, control.SeverityWarning, "files whose format is served but not protected", "convert them to a fixed VHD or raw"},
+	{NestedMount, control.SeverityWarning, "what is mounted inside a source is not served", "mount it elsewhere, or make it the source of a store of its own"},
+	{VMMoved, control.SeverityWarning, "images went to another VM with the renaming of a directory", "nothing, if it was meant: the points of the old name stay"},
 	{NoDisks, control.SeverityWarning, "the VM has no disk any more; the points made so far stay", "`vhdrelay unprotect VM`, if they were removed on purpose"},
 	{Leaving, control.SeverityWarning, "an unprotect has not come to its end: the target does not answer, or files are in use", "look at the message; `vhdrelay unprotect VM --delete-replica` tries at once, without the flag the replica stays"},
 }
