@@ -43,22 +43,22 @@ type bubble struct {
 	cancel  context.CancelFunc
 	group   *errgroup.Group
 	rand    *rand.Rand
-	log     *records
+	log     *logged
 }
 
-// records keeps what is logged.
-type records struct {
+// logged keeps what is logged.
+type logged struct {
 	mu struct {
 		sync.Mutex // never held over I/O
 		all        []slog.Record
 	}
 }
 
-func (r *records) Enabled(context.Context, slog.Level) bool { return true }
-func (r *records) WithAttrs([]slog.Attr) slog.Handler       { return r }
-func (r *records) WithGroup(string) slog.Handler            { return r }
+func (r *logged) Enabled(context.Context, slog.Level) bool { return true }
+func (r *logged) WithAttrs([]slog.Attr) slog.Handler       { return r }
+func (r *logged) WithGroup(string) slog.Handler            { return r }
 
-func (r *records) Handle(_ context.Context, rec slog.Record) error {
+func (r *logged) Handle(_ context.Context, rec slog.Record) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.all = append(r.mu.all, rec.Clone())
@@ -66,7 +66,7 @@ func (r *records) Handle(_ context.Context, rec slog.Record) error {
 }
 
 // of are the records with a message that name a stage.
-func (r *records) of(message, stage string) (found []slog.Record) {
+func (r *logged) of(message, stage string) (found []slog.Record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rec := range r.mu.all {
@@ -118,7 +118,7 @@ func inBubble(t *testing.T, extra string, images map[string][]byte, f func(b *bu
 
 func newBubble(t testing.TB, extra string, images map[string][]byte) *bubble {
 	dir := inMemory(t)
-	b := &bubble{t: t, source: filepath.Join(dir, "source"), target: fake.New(fake.Options{}), journal: &memory.Store{}, rand: rand.New(rand.NewPCG(3, 4)), log: &records{}}
+	b := &bubble{t: t, source: filepath.Join(dir, "source"), target: fake.New(fake.Options{}), journal: &memory.Store{}, rand: rand.New(rand.NewPCG(3, 4)), log: &logged{}}
 	b.journal.Before = func(int, *kv.Batch) memory.Fault {
 		if b.failing.Load() {
 			return memory.Lost
