@@ -105,6 +105,8 @@ func TestR5_R6_ChangesBehindOurBack(t *testing.T) {
 		"unclean, same boot, changed":   {boot: modelBoot, ino: 1, change: func(f *modelFile) { f.mu.ctime = later }, distrust: true},
 		"unclean, beat covers it":       {boot: modelBoot, ino: 1, beat: 2_000_000 * time.Second, change: func(f *modelFile) { f.mu.ctime = later }},
 		"unclean, next boot":            {boot: Boot{ID: "2", Start: later}, ino: 1},
+		"unclean, boot without us":      {boot: Boot{ID: "2", Start: later.Add(1)}, ino: 1, change: func(f *modelFile) { f.mu.ctime = later }, distrust: true},
+		"unclean, last beat was lost":   {boot: Boot{ID: "2", Start: later.Add(1)}, ino: 1, beat: 1_999_900 * time.Second, change: func(f *modelFile) { f.mu.ctime = later }},
 		"unclean, changed in next boot": {boot: Boot{ID: "2", Start: later}, ino: 1, change: func(f *modelFile) { f.mu.ctime = later.Add(1) }, distrust: true},
 		"unclean, replaced":             {boot: modelBoot, ino: 2, distrust: true},
 	} {

@@ -15,8 +15,13 @@ import (
 // beatSize is the fixed size of the heartbeat file: one write replaces it.
 const beatSize = 256
 
-// heartbeat is a small file that is written and never synced: it is only
-// believed in the boot it was written in, and then the page cache has it. A
+// beatLag is how far a heartbeat found in a later boot may be behind the last
+// one written: the kernel writes dirty pages back after 30 s (its
+// dirty_expire_centisecs), and this is four times that.
+const beatLag = 2 * time.Minute
+
+// heartbeat is a small file that is written and never synced: in the boot it was
+// written in the page cache has it, in a later one it is at most beatLag old. A
 // store commit for each beat would be the only synced write of an idle host.
 type heartbeat struct {
 	last beatRecord // as found at open
@@ -102,11 +107,8 @@ func (j *Journal) behindOurBack(rec diskRecord, facts *Facts, now Facts, id Iden
 		return factsDiffer(*facts, now)
 	}
 	boot := j.opts.Boot()
-	if rec.Boot != boot.ID {
-		if now.Ctime.After(boot.Start) {
-			return "the image was changed after this boot and before the appliance started"
-		}
-		return ""
+	if rec.Boot != boot.ID && now.Ctime.After(boot.Start) {
+		return "the image was changed after this boot and before the appliance started"
 	}
 	if j.beat == nil {
 		return ""
@@ -114,6 +116,9 @@ func (j *Journal) behindOurBack(rec diskRecord, facts *Facts, now Facts, id Iden
 	until := rec.Attached.Add(2 * j.opts.Heartbeat)
 	if j.beat.last.Session == rec.Session && j.beat.last.Until.After(until) {
 		until = j.beat.last.Until
+	}
+	if rec.Boot != boot.ID { // perhaps not the boot after the crash: in one between them the appliance may not have run
+		until = until.Add(beatLag)
 	}
 	if now.Ctime.After(until) {
 		return "the image was changed after the appliance's last heartbeat"
