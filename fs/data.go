@@ -25,9 +25,9 @@ func (r *readReply) Done() {
 	readReplies.Put(r)
 }
 
-// Read reads from the backing file's cache into go-fuse's buffer. Splicing was measured: it is slower for small reads,
+// read reads from the backing file's cache into go-fuse's buffer. Splicing was measured: it is slower for small reads,
 // no faster for 512 KiB, and a reply of 1 MiB does not fit into a pipe of the default maximum.
-func (s *store) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (s *store) read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	n, err := s.nodeOf(in.NodeId)
 	if err != nil {
 		return nil, status(err)
@@ -46,9 +46,9 @@ func (s *store) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	return s.Writev(cancel, in, [][]byte{data})
 }
 
-// Writev writes through the page cache of the backing file, and to stable storage before it answers if the guest asked
+// writev writes through the page cache of the backing file, and to stable storage before it answers if the guest asked
 // for that: the kernel sends no FSYNC for O_DSYNC, only this flag.
-func (s *store) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+func (s *store) writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
 	n, err := s.nodeOf(in.NodeId)
 	if err != nil {
 		return 0, status(err)
@@ -103,9 +103,9 @@ func writeOnce(fd int, p []byte, off int64, flags uint32) (int, error) {
 	return pwriteSync(fd, p, off, unix.RWF_DSYNC)
 }
 
-// Fsync syncs the backing file. A failure stays until the last release: the kernel reports a lost write once per
+// fsync syncs the backing file. A failure stays until the last release: the kernel reports a lost write once per
 // descriptor, and ours is shared by all openers.
-func (s *store) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+func (s *store) fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	n, err := s.nodeOf(in.NodeId)
 	if err != nil {
 		return status(err)

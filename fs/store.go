@@ -23,6 +23,7 @@ type store struct {
 	dev     uint64 // of the source: nothing on another device is served
 	volumes Volumes
 	log     *slog.Logger
+	observe func(verb string, took time.Duration) // nil: nothing is measured
 }
 
 var _ fuse.RawFileSystem = (*store)(nil)
