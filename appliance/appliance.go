@@ -19,6 +19,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
+	"github.com/vhdrelay/vhdrelay/appliance/metrics"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/kv/badgerkv"
 	"github.com/vhdrelay/vhdrelay/shipper"
@@ -47,6 +48,7 @@ type Appliance struct {
 	probe     *retry.Probe
 	stores    []*store
 	bounds    bounds // of a stop
+	metrics   *metrics.Set
 	jobs      *jobs
 	work      chan *job // verifications and exports to begin
 
@@ -101,6 +103,7 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 func compose(conf *config.Config, opts Options) *Appliance {
 	a := &Appliance{work: make(chan *job), log: opts.Log, now: time.Now, hook: opts.Hook, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
 	a.buffers.Limit(a.bandwidth)
+	a.metrics = metrics.New(Version, a.facts)
 	a.conf.Store(conf)
 	a.mu.machines, a.mu.lives, a.mu.leaving = map[string]*machine{}, map[string]*lifecycle.Life{}, map[string]*leaving{}
 	a.probe = retry.NewProbe(a.answers, 0, 0)
@@ -300,6 +303,7 @@ func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify
 	g.Go(func() error { return a.watchSecret(ctx) })
 	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
 	g.Go(func() error { return a.background(ctx) })
+	g.Go(func() error { return a.listenMetrics(ctx) })
 }
 
 func (a *Appliance) mountAll() error {

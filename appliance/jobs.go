@@ -122,9 +122,17 @@ func (t *jobs) begin(first jobRecord, steps []string, progress func() jobProgres
 	}
 	j := &job{table: t, record: first, progress: progress}
 	t.mu.all = append(t.mu.all, j)
-	t.log.Info("job started", "job", first.ID, "kind", first.Kind, "vm", first.VM, "reason", first.Reason)
+	t.log.Log(context.Background(), levelOf(first.Kind), "job started", "job", first.ID, "kind", first.Kind, "vm", first.VM, "reason", first.Reason)
 	t.saveLocked(j)
 	return j
+}
+
+// levelOf keeps what comes by the clock out of the log.
+func levelOf(kind control.JobKind) slog.Level {
+	if kind == control.JobPrune {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }
 
 // running is the job of a kind that has not ended, nil for none.
@@ -234,7 +242,7 @@ func (j *job) end(state control.JobState, result string, err error) {
 		}
 	}
 	j.progress = nil
-	level := slog.LevelInfo
+	level := levelOf(r.Kind)
 	if state == control.JobFailed {
 		level = slog.LevelWarn
 	}

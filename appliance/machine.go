@@ -106,7 +106,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openTarget, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
+		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openMeasured, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func (m *machine) options() shipper.Options {
 	return shipper.Options{
 		Resting: rec.State == lifecycle.Paused, FirstGeneration: rec.Generation + 1,
 		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
-		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log,
+		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log, Observer: m.observer(),
 	}
 }
 

@@ -350,7 +350,7 @@ func (s *store) mount() error {
 		volumes = s
 	}
 	srv, err := fs.Mount(fs.Options{
-		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true,
+		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true, Observe: s.app.metrics.Guest,
 	})
 	if err != nil {
 		return mountError(s.conf, err)

@@ -45,6 +45,9 @@ func (v *VM) noteOpenLocked(epoch uint64) {
 
 // noteShipped keeps what the newest cycle was, and when it became durable.
 func (v *VM) noteShipped(c Cycle) {
+	if observe := v.opts.Observer.Point; observe != nil && c.RecordedAfter > 0 {
+		observe(c.RecordedAfter)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mu.lastCycle = c

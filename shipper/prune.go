@@ -19,7 +19,11 @@ func (v *VM) pruneStep(ctx context.Context) error {
 	}
 	result, err := v.pruner.Prune(ctx, v.live().Policy, v.state.get().Generation)
 	if len(result.Records) > 0 {
-		v.opts.Log.Info("recovery points pruned", "points", len(result.Records), "segments", len(result.Segments), "snapshots", len(result.Snapshots))
+		if observe := v.opts.Observer.Pruned; observe != nil {
+			observe(len(result.Records), len(result.Segments), len(result.Snapshots))
+		}
+		// It comes by the clock, so it is no news.
+		v.opts.Log.Debug("recovery points pruned", "points", len(result.Records), "segments", len(result.Segments), "snapshots", len(result.Snapshots))
 		v.forgetRecords(result.Records)
 	}
 	return err

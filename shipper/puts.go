@@ -121,7 +121,11 @@ func (p *putter) policy(cost int) retry.Policy {
 
 // policy is how this VM repeats one request; cost is the bytes it moves.
 func (v *VM) policy(idempotent bool, cost int) retry.Policy {
-	return retry.Policy{Idempotent: idempotent, Pacer: v.deps.Pacer, Cost: cost}
+	p := retry.Policy{Idempotent: idempotent, Pacer: v.deps.Pacer, Cost: cost}
+	if observe := v.opts.Observer.Retry; observe != nil {
+		p.Notice = func(err error, _ time.Duration) { observe(err) }
+	}
+	return p
 }
 
 // repeat does op, which may be repeated whatever became of it, until it succeeds

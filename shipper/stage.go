@@ -84,12 +84,16 @@ func (s *stage) run(ctx context.Context) {
 func (s *stage) until(ctx context.Context) bool {
 	for {
 		s.heard() // whoever asked is answered by this attempt
+		begin := time.Now()
 		err := s.attempt(ctx)
 		if ctx.Err() != nil {
 			return false
 		}
 		if errors.Is(err, errResting) {
 			continue
+		}
+		if observe := s.vm.opts.Observer.Stage; observe != nil {
+			observe(s.name, time.Since(begin), err)
 		}
 		if err == nil {
 			s.recovered()

@@ -42,10 +42,21 @@ type Options struct {
 	Now      func() time.Time
 	Hook     func(point string) // failpoints, nil in production
 	Log      *slog.Logger
+	Observer Observer
 	Resting  bool // begin at rest: nothing goes to the target before GoOn
 	// FirstGeneration is what a VM that is new at the target begins with, so that no
 	// name of an earlier life there is used again; 0 is 1.
 	FirstGeneration uint64
+}
+
+// Observer hears of what the pipeline does, for metrics. Each may be nil, and none
+// may block.
+type Observer struct {
+	Stage func(stage string, took time.Duration, err error) // every turn of a stage
+	Retry func(err error)                                   // before a request is repeated
+	Point func(took time.Duration)                          // a recovery point, from its seal
+	// Pruned: recovery points were deleted, and what only they needed.
+	Pruned func(points, segments, snapshots int)
 }
 
 // Live is what may change while the pipeline runs. Zero values are the defaults.

@@ -49,3 +49,16 @@ if [ "$have" != "$AZURITE_VERSION" ]; then
 	[ "${major:-0}" -ge 20 ] || packages="$packages node@$NODE_VERSION"
 	npm install --prefix .tools --no-audit --no-fund --silent $packages >/dev/null
 fi
+
+# Prometheus's own judge of rules, without its server: 19 MB to fetch. A test goes without.
+if [ ! -x .tools/promtool ] && ! command -v promtool >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1; then
+	echo "tools: fetching promtool"
+	mkdir -p .tools
+	dir=$(mktemp -d)
+	if (cd "$dir" && apt-get download -qq prometheus >/dev/null 2>&1 && dpkg -x prometheus_*.deb x); then
+		cp "$dir/x/usr/bin/promtool" .tools/promtool
+	else
+		echo "tools: no promtool: its test is skipped" >&2
+	fi
+	rm -rf "$dir"
+fi

@@ -19,6 +19,7 @@ var owners = []struct {
 	{"github.com/klauspost/compress", []string{"shipper/segment"}},
 	{"github.com/minio/crc64nvme", []string{"resync/checksum"}},
 	{"github.com/goccy/go-yaml", []string{"appliance/config"}},
+	{"github.com/prometheus/client_golang", []string{"appliance/metrics"}},
 	{"github.com/spf13/cobra", []string{"appliance/cli"}},
 	{"github.com/coreos/go-systemd", []string{"systemd"}},
 	{"golang.org/x/sys", anywhere},
