@@ -141,6 +141,8 @@ func newBubble(t testing.TB, extra string, images map[string][]byte) *bubble {
 	b.a.opened.target = b.target
 	b.a.journal, err = journal.Open(b.journal, journal.Options{Log: discard, Saved: filepath.Join(dir, "saved"), Now: b.a.now})
 	b.must(err)
+	b.a.jobs, err = openJobs(b.a.journal, b.a.now, b.a.log)
+	b.must(err)
 	b.store = newStore(b.a, conf.Stores[0])
 	b.a.stores = append(b.a.stores, b.store)
 	b.must(b.store.claim())

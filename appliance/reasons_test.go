@@ -105,6 +105,8 @@ var lives = map[string]life{
 		b.put("web/new.vhd", torn)
 		b.attach("web/new.vhd")
 	}, mend: func(b *bubble) { b.put("web/new.vhd", vhd(make([]byte, mib))); b.resume() }},
+	health.ImageIncomplete: {come: func(b *bubble) { b.put("web/new.vhd", nil); b.attach("web/new.vhd") },
+		mend: func(b *bubble) { b.put("web/new.vhd", vhd(make([]byte, mib))); b.idle(time.Minute) }},
 	health.JournalFailing: {come: func(b *bubble) {
 		b.failing.Store(true)
 		b.write("web/os.img", 8*mib, 4096)
