@@ -184,7 +184,7 @@ func TestUnitSaysWhatTheDesignAsks(t *testing.T) {
 	s := settings()
 	for key, want := range map[string]string{
 		"Type": "notify", "StateDirectory": "vhdrelay", "RuntimeDirectory": "vhdrelay", "NoNewPrivileges": "yes",
-		"Restart": "always", "WatchdogSec": "60", "TimeoutStopSec": "90", "LimitNOFILE": "1048576", "OOMScoreAdjust": "-900",
+		"Restart": "always", "RestartPreventExitStatus": "3", "WatchdogSec": "60", "TimeoutStopSec": "90", "LimitNOFILE": "1048576", "OOMScoreAdjust": "-900",
 	} {
 		if !slices.Equal(s[key], []string{want}) {
 			t.Errorf("%s=%v, want %s", key, s[key], want)
