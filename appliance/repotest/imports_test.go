@@ -39,6 +39,8 @@ var leaves = map[string][]string{
 	"journal/durable": {},
 	"resync/checksum": {"journal/extent", "journal/durable"},
 	"fs/image":        {"journal/extent"},
+	"fs/image/vhd":    {"journal/extent", "fs/image"},
+	"fs/image/vhdx":   {"journal/extent", "fs/image"},
 	"shipper/segment": {"journal/extent", "resync/checksum"},
 }
 

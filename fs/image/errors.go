@@ -16,6 +16,23 @@ var (
 	ErrInvalid = errors.New("invalid image")
 )
 
+// What exactly is wrong, where a field is more than merely out of range. Each is one of the above as well.
+var (
+	// ErrMagic: the bytes that every image of the format has are not there.
+	ErrMagic = fmt.Errorf("%w: wrong signature", ErrInvalid)
+	// ErrVersion: a version of the format that is not known.
+	ErrVersion = fmt.Errorf("%w: unknown version", ErrInvalid)
+	// ErrChecksum: the structure is damaged.
+	ErrChecksum = fmt.Errorf("%w: wrong checksum", ErrInvalid)
+	// ErrTruncated: the image says that there is more than the file has; it may still be growing.
+	ErrTruncated = fmt.Errorf("%w: truncated", ErrNotYet)
+	// ErrFeature: the image needs a feature that is not understood.
+	ErrFeature = fmt.Errorf("%w: unknown feature", ErrUnsupported)
+)
+
+// ErrParent: bytes of a differencing image are its parent's, and there is none at hand or it is the wrong one.
+var ErrParent = errors.New("the parent image is missing")
+
 // Error says which field of an image is wrong, where it lies and what was expected. It unwraps to Err.
 type Error struct {
 	Path     string // as given to Probe; empty from ParseFooter

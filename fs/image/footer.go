@@ -102,10 +102,12 @@ func checkFooter(b []byte) error {
 			Hint: "no VHD footer here: the file is still being written, was cut, or is not a VHD"}
 	}
 	if got, want := be.Uint32(b[offChecksum:]), footerChecksum(b); got != want {
-		return invalid("checksum", offChecksum, fmt.Sprintf("%#08x", got), fmt.Sprintf("%#08x", want), "the footer is damaged")
+		return &Error{Field: "checksum", Offset: offChecksum, Found: fmt.Sprintf("%#08x", got), Expected: fmt.Sprintf("%#08x", want),
+			Hint: "the footer is damaged", Err: ErrChecksum}
 	}
 	if got := be.Uint32(b[offVersion:]); got != footerVersion {
-		return invalid("version", offVersion, fmt.Sprintf("%#08x", got), fmt.Sprintf("%#08x", footerVersion), "written by a newer tool?")
+		return &Error{Field: "version", Offset: offVersion, Found: fmt.Sprintf("%#08x", got), Expected: fmt.Sprintf("%#08x", footerVersion),
+			Hint: "written by a newer tool?", Err: ErrVersion}
 	}
 	if got := DiskType(be.Uint32(b[offType:])); got < TypeFixed || got > TypeDifferencing {
 		return invalid("type", offType, fmt.Sprint(uint32(got)), "2, 3 or 4", "")
