@@ -24,11 +24,15 @@ type volume struct {
 }
 
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
+	written := map[string]bool{}
+	for _, d := range v.vm.Disks() { // before the seal: one that ends here has made its disk suspect by then
+		written[d.ID()] = v.foreign(d.ID())
+	}
 	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}
-	return epoch{s, v.foreign}, nil
+	return epoch{s, func(diskID string) bool { return written[diskID] || v.foreign(diskID) }}, nil
 }
 
 func (v volume) Deactivate(ctx context.Context) error {
@@ -43,7 +47,7 @@ func (v volume) RaiseEpoch(atLeast uint64) error { return v.vm.RaiseEpoch(atLeas
 // epoch shows a sealed epoch.
 type epoch struct {
 	*journal.Sealed
-	foreign func(diskID string) bool
+	foreign func(diskID string) bool // another process had the image open for writing at the seal, or has it now
 }
 
 func (e epoch) Number() uint64 { return e.Sealed.Epoch }
@@ -127,7 +131,7 @@ func whileRemoved(err error) error {
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
-func (s source) Suspect() bool { return s.foreign.Load() || len(s.disk.Suspect()) > 0 }
+func (s source) Suspect() bool { return s.foreign.Load() || s.disk.Suspected() }
 
 // NextData finds data by SEEK_DATA; a file system that knows no holes says that
 // everything is data.

@@ -84,14 +84,14 @@ func (s *store) written(e watch.Event, still bool) {
 		return
 	}
 	who := process(e.PID)
-	a.foreign.Store(still)
 	a.writer, a.writerPID = who, e.PID
 	s.doubtLocked(a, "written beside the mount, by "+who)
+	a.foreign.Store(still) // last: a seal that finds no writer any more finds the suspicion
 }
 
 // doubtLocked has an image compared whole, and takes the size that it has by now.
 func (s *store) doubtLocked(a *attached, reason string) {
-	first := a.doubt != reason || len(a.disk.Suspect()) == 0
+	first := a.doubt != reason || !a.disk.Suspected()
 	a.doubt = reason
 	err := a.resized()
 	if suspectErr := a.disk.SetSuspect(reason); err == nil {
@@ -185,8 +185,8 @@ func (s *store) writers() {
 	defer s.mu.Unlock()
 	for _, a := range s.mu.images {
 		if a.foreign.Load() && !watch.Writes(a.writerPID, s.full(a.at())) {
-			a.foreign.Store(false)
 			s.doubtLocked(a, "written beside the mount, by "+a.writer)
+			a.foreign.Store(false)
 		}
 	}
 }

@@ -161,10 +161,10 @@ func (a *Appliance) keepLeaving(ctx context.Context, vm string, l *leaving) {
 		if ctx.Err() != nil {
 			return
 		}
+		if err == nil && !a.endLeaving(vm) {
+			continue // more was asked for meanwhile
+		}
 		if err == nil {
-			a.mu.Lock()
-			delete(a.mu.leaving, vm)
-			a.mu.Unlock()
 			l.note(nil, a.now())
 			a.log.Info("VM unprotected", "vm", vm)
 			return
@@ -176,6 +176,18 @@ func (a *Appliance) keepLeaving(ctx context.Context, vm string, l *leaving) {
 			return
 		}
 	}
+}
+
+// endLeaving ends an unprotect of which nothing is left to do; false: something is.
+// Under one lock with leave: who asks for more finds this one, or begins another.
+func (a *Appliance) endLeaving(vm string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.mu.lives[vm].Record().Leaving != nil {
+		return false
+	}
+	delete(a.mu.leaving, vm)
+	return true
 }
 
 func (l *leaving) pause(ctx context.Context, wait time.Duration) bool {

@@ -94,7 +94,7 @@ func (r *resyncer) note(err error) {
 func (r *resyncer) compareAll(ctx context.Context) error {
 	begun := false
 	for _, a := range r.m.store.disksOf(r.m) {
-		if len(a.disk.Suspect()) == 0 {
+		if !a.disk.Suspected() {
 			continue
 		}
 		c, ready := r.m.comparison(a.disk, a)
@@ -206,7 +206,7 @@ func (r *resyncer) await(ctx context.Context, progress func(control.Progress)) (
 
 func (r *resyncer) suspect() bool {
 	for _, a := range r.m.store.disksOf(r.m) {
-		if len(a.disk.Suspect()) > 0 {
+		if a.disk.Suspected() {
 			return true
 		}
 	}

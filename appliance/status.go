@@ -157,7 +157,7 @@ type mark struct{ disk, reason string }
 // no mark: they are compared at once.
 func (m *machine) marked() mark {
 	for _, d := range m.log.Disks() {
-		if r := d.Recovery(); r.Reason != journal.ReasonUnclean && len(d.Suspect()) > 0 {
+		if r := d.Recovery(); r.Reason != journal.ReasonUnclean && d.Suspected() {
 			return mark{d.Name(), r.Reason}
 		}
 	}

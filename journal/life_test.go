@@ -223,6 +223,9 @@ func TestI11_NothingReadBeforeASuspicionClearsIt(t *testing.T) {
 	d.Suspect() // a comparison begins
 	compared(0, 512)
 	suspect("changed behind our back") // while the rest is being read
+	if !d.Suspected() {                // and somebody looks
+		t.Fatal("not suspect")
+	}
 	compared(512, 2048)
 	if got := d.Suspect(); len(got) != 1 || got[0] != blocks(0, 2048) {
 		t.Fatalf("suspect %v", got)

@@ -112,6 +112,10 @@ func (d *Disk) Suspect() []extent.Range[extent.FileBlock] {
 	return out
 }
 
+// Suspected tells whether anything is to be compared. Unlike Suspect it begins no
+// comparison: whoever only looks must not make what is being read count.
+func (d *Disk) Suspected() bool { return d.sus.bits.Count() > 0 }
+
 // SetSuspect makes the whole disk suspect; durable when it returns nil. If the
 // store does not take it, the image's mark does.
 func (d *Disk) SetSuspect(reason string) error {

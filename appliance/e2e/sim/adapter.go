@@ -100,7 +100,7 @@ func (s source) Name() string { return s.disk.Name() }
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
-func (s source) Suspect() bool { return len(s.disk.Suspect()) > 0 }
+func (s source) Suspect() bool { return s.disk.Suspected() }
 
 func (s source) NextData(off int64) (int64, int64, error) { return s.nextData(off) }
 

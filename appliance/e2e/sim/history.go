@@ -481,7 +481,7 @@ func settled(m *machine) bool {
 		}
 	}
 	for _, t := range m.all() {
-		if len(t.disk.Suspect()) > 0 {
+		if t.disk.Suspected() {
 			return false
 		}
 	}

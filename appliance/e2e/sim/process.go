@@ -331,7 +331,7 @@ func (m *machine) compareAll() error {
 	var errs []error
 	for _, t := range m.all() {
 		table, layout, ok := m.pipe.Table(t.disk.ID())
-		if !ok || len(t.disk.Suspect()) == 0 {
+		if !ok || !t.disk.Suspected() {
 			continue
 		}
 		s := resync.New(resync.Deps{Source: comparedSource{t.disk, t.image}, Table: table, Layout: layout}, resync.Options{})
