@@ -1,6 +1,6 @@
 // Mutants applies each patch of a kept list to a copy of the last commit and expects the check that the patch names to go
-// red. It prints in how long. A patch that does not apply any more, or breaks the build, fails the run like one that nothing
-// notices. What was caught is remembered for the commit.
+// red. It prints in how long. A patch that does not apply any more, or breaks the build, or whose check runs out of time,
+// fails the run like one that nothing notices. What was caught is remembered for the commit.
 //
 // A patch begins with two lines, "Says:" what rule it breaks and "Check:" the arguments of go test that must fail.
 package main
@@ -146,7 +146,7 @@ func (b *bench) all(ctx context.Context, list []mutant) error {
 			fmt.Fprintf(b.out, "%-32s caught before\n", m.name)
 			continue
 		}
-		took, err := b.try(ctx, m)
+		took, by, err := b.try(ctx, m)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -155,7 +155,7 @@ func (b *bench) all(ctx context.Context, list []mutant) error {
 			bad = append(bad, m.name)
 			continue
 		}
-		fmt.Fprintf(b.out, "%-32s caught in %v\n", m.name, took.Round(100*time.Millisecond))
+		fmt.Fprintf(b.out, "%-32s caught in %v by %s\n", m.name, took.Round(100*time.Millisecond), by)
 		if err := os.WriteFile(done, nil, 0o600); err != nil {
 			return err
 		}
@@ -173,29 +173,42 @@ var (
 	errApply    = errors.New("DOES NOT APPLY any more")
 	errBuild    = errors.New("DOES NOT BUILD")
 	errNoTest   = errors.New("SURVIVES: its check runs no test")
+	errTimeout  = errors.New("NOT PROVEN: its check ran out of time")
+	errUnclear  = errors.New("NOT PROVEN: its check ended without saying that a test failed")
 )
 
-// try breaks the copy, runs the check, and mends the copy.
-func (b *bench) try(ctx context.Context, m mutant) (time.Duration, error) {
+// try breaks the copy, runs the check, and mends the copy. It returns how long the check took, and the test that failed first.
+func (b *bench) try(ctx context.Context, m mutant) (took time.Duration, by string, err error) {
 	if text, err := b.shell(ctx, b.tree, "git apply '"+m.path+"'"); err != nil {
-		return 0, fmt.Errorf("%w: %s", errApply, text)
+		return 0, "", fmt.Errorf("%w: %s", errApply, text)
 	}
 	began := time.Now()
 	text, err := b.shell(ctx, b.tree, "go test -trimpath -count=1 -timeout 10m -failfast "+m.check)
-	took := time.Since(began)
+	took = time.Since(began)
 	if _, back := b.shell(ctx, b.tree, "git apply -R '"+m.path+"'"); back != nil {
-		return 0, back
+		return 0, "", back
 	}
-	return took, verdict(text, err)
+	by = "a panic"
+	if m := failed.FindStringSubmatch(text); m != nil {
+		by = m[1]
+	}
+	return took, by, verdict(text, err)
 }
 
-// verdict reads what go test said.
+var failed = regexp.MustCompile(`(?m)^ *--- FAIL: (\S+)`)
+
+// verdict reads what go test said. Only a test that failed, or ended its process, has noticed something: a mutant that makes
+// everything wait for ever is noticed by its reader's patience alone.
 func verdict(text string, err error) error {
 	switch {
 	case strings.Contains(text, "[build failed]"), strings.Contains(text, "[setup failed]"):
 		return fmt.Errorf("%w: %s", errBuild, text)
-	case err != nil:
+	case strings.Contains(text, "panic: test timed out"), strings.Contains(text, "panic: history hangs"):
+		return errTimeout
+	case err != nil && (strings.Contains(text, "--- FAIL") || strings.Contains(text, "panic: ")):
 		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %s", errUnclear, text)
 	case strings.Contains(text, "no tests to run"), strings.Contains(text, "no test files"):
 		return errNoTest
 	}

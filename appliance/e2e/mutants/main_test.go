@@ -60,12 +60,15 @@ func TestVerdicts(t *testing.T) {
 	var out strings.Builder
 	b := &bench{tree: tree, caught: t.TempDir(), out: &out}
 	for i, want := range []error{nil, errSurvives, errBuild, errNoTest, errApply} {
-		if _, err := b.try(context.Background(), all[i]); !errors.Is(err, want) {
+		if _, _, err := b.try(context.Background(), all[i]); !errors.Is(err, want) {
 			t.Errorf("%s: %v, expected %v", all[i].name, err, want)
 		}
 	}
 	if err := b.all(context.Background(), all); err == nil || !strings.Contains(err.Error(), "4 of 5") {
 		t.Errorf("%v\n%s", err, out.String())
+	}
+	if !strings.Contains(out.String(), "by TestOne\n") {
+		t.Errorf("it does not say what noticed it:\n%s", out.String())
 	}
 	out.Reset()
 	if err := b.all(context.Background(), all[:1]); err != nil || !strings.Contains(out.String(), "caught before") {
@@ -81,5 +84,23 @@ func TestPatchWithoutACheckIsRefused(t *testing.T) {
 	}
 	if _, err := load(t.TempDir()); err == nil {
 		t.Error("an empty list passes")
+	}
+}
+
+// Only a failed test is a proof: a check that ran out of time, or never came to a test, is not.
+func TestTimeoutIsNoProof(t *testing.T) {
+	failed := errors.New("exit status 1")
+	for text, want := range map[string]error{
+		"--- FAIL: TestOne (0.00s)\nFAIL":                                                         nil,
+		"panic: assignment to entry in nil map\nFAIL":                                             nil,
+		"=== RUN TestOne\npanic: test timed out after 10m0s\n\trunning tests:\n\t\tTestOne\nFAIL": errTimeout,
+		"--- FAIL: TestOne (0.1s)\npanic: test timed out after 10m0s\nFAIL":                       errTimeout,
+		"seed 7: HANGS\npanic: history hangs\nFAIL":                                               errTimeout,
+		"go: cannot find main module":                                                             errUnclear,
+		"m.go:1:1: expected 'package'\nFAIL example.com/m [setup failed]":                         errBuild,
+	} {
+		if got := verdict(text, failed); !errors.Is(got, want) || (want == nil) != (got == nil) {
+			t.Errorf("%q: %v, expected %v", text, got, want)
+		}
 	}
 }
