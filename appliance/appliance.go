@@ -21,6 +21,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/appliance/metrics"
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/kv/badgerkv"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -186,12 +187,10 @@ func (a *Appliance) identify() error {
 // vhdrelay has the directory.
 func (a *Appliance) openState() (func() error, error) {
 	dir := a.config().StateDir
-	for _, sub := range []string{"", "journal", "saved", "spool", "tables"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("%w: %w", errState, err)
-		}
+	err := makeState(durable.OS{}, dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errState, err)
 	}
-	var err error
 	if a.stateLock, err = lockState(dir); err != nil {
 		return nil, err
 	}
@@ -207,6 +206,20 @@ func (a *Appliance) openState() (func() error, error) {
 		return nil, errors.Join(fmt.Errorf("jobs: %w", err), db.Close())
 	}
 	return func() error { return errors.Join(db.Close(), a.close()) }, nil
+}
+
+// makeState makes the directories of the state. Their names are durable when it returns: what is synced below a directory
+// whose own name a power cut takes back is lost with it, and then the tables would know epochs that no spool has.
+func makeState(tree durable.Tree, dir string) error {
+	for _, sub := range []string{"", "journal", "saved", "spool", "tables"} {
+		if err := tree.MkdirAll(filepath.Join(dir, sub)); err != nil {
+			return err
+		}
+	}
+	if err := tree.SyncDir(dir); err != nil {
+		return err
+	}
+	return tree.SyncDir(filepath.Dir(filepath.Clean(dir)))
 }
 
 // attachAll finds every image, before anybody can write to one. A store and a

@@ -165,7 +165,7 @@ func (p *process) openMachine(name string, log *slog.Logger) (err error) {
 		return err
 	}
 	state := "/state/" + m.log.ID()
-	for _, dir := range []string{state, state + "/tables"} {
+	for _, dir := range []string{state, state + "/spool", state + "/tables"} {
 		if err := p.h.tree.MkdirAll(dir); err != nil {
 			return err
 		}

@@ -74,11 +74,22 @@ func (w *world) restore(doc catalog.VMDoc, records []catalog.Record, rec catalog
 			sum = crc64.Update(sum, nvme, make([]byte, page-short))
 		}
 		if fmt.Sprintf("%016x", sum) != rd.Sum {
-			return nil, fmt.Errorf("disk %s: CRC-64 %016x, recorded %s", rd.Name, sum, rd.Sum)
+			return nil, fmt.Errorf("disk %s: CRC-64 %016x, recorded %s; %s", rd.Name, sum, rd.Sum, w.blame(rec, rd.Name, got))
 		}
 		disks[rd.Name] = got
 	}
 	return disks, nil
+}
+
+// blame says where a disk whose checksum is not the recorded one differs from what a guest wrote.
+func (w *world) blame(rec catalog.Record, disk string, got []byte) string {
+	w.mu.Lock()
+	s := w.mu.seals[rec.EpochUUID]
+	w.mu.Unlock()
+	if err := s.line.Judge(s.seal, map[string][]byte{disk: got}, 1); err != nil {
+		return "its bytes are wrong: " + err.Error()
+	}
+	return "its bytes are right"
 }
 
 // judgeAcks: a point that somebody was told is there, and holds what was answered before he asked.
