@@ -115,3 +115,9 @@ func TestE2EReplicaIsAVHD(t *testing.T) {
 	needs(t, "vhdiinfo")
 	play(t, true, stage.Format)
 }
+
+// TestE2EClients: qemu, loop devices and file tools as people use them; the others are in the acceptance stage.
+func TestE2EClients(t *testing.T) {
+	needs(t, "losetup", "mkfs.ext4")
+	play(t, false, stage.ClientsSmall)
+}

@@ -20,6 +20,7 @@ need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need getfattr attr
 need jq jq
+need rsync rsync
 need losetup util-linux
 need qemu-system-x86_64 qemu-system-x86 # guesttest and powercut, with debootstrap
 need debootstrap debootstrap

@@ -42,6 +42,7 @@ var All = []Stage{
 	{"storm", "faults, kills, a small spool and a lost state directory together", Storm},
 	{"synced", "a write that is durable when answered survives a power cut, in an active region", Synced},
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
+	{"clients", "programs that exist work at the mount: no error for them, and the newest point is what they left", Clients},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
 
