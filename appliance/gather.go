@@ -23,6 +23,9 @@ func (m *machine) facts(p shipper.Status, r control.Resync, k mark, now time.Tim
 		Pending: unshipped(p), SealsRest: p.RestsSince, Spooled: p.Spooled, Quota: p.Quota,
 		CatchUp: p.CatchUp, Comparing: r.State == control.ResyncRunning, Comparison: comparison, Journal: m.app.journal.Failing(),
 	}
+	if p.Quota < min(minSpool, m.spoolLimit()) {
+		f.Scarce = m.app.config().StateDir
+	}
 	if !p.LastPoint.IsZero() {
 		f.LastPoint = p.LastPointAt
 	}

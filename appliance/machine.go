@@ -152,12 +152,14 @@ func (m *machine) live() shipper.Live {
 // quota is what the VM's spool and saved blocks may take now, in bytes: what the
 // config says, or half the VM's virtual size; all VMs together at most half of
 // the space that is free or theirs already.
-func (m *machine) quota() int64 {
-	limit := m.replication().SpoolLimit
-	if limit == 0 {
-		limit = max(minSpool, m.virtualSize()/2)
+func (m *machine) quota() int64 { return min(m.spoolLimit(), m.app.spoolShare()) }
+
+// spoolLimit is the quota of a state directory with space enough.
+func (m *machine) spoolLimit() int64 {
+	if limit := m.replication().SpoolLimit; limit != 0 {
+		return limit
 	}
-	return min(limit, m.app.spoolShare())
+	return max(minSpool, m.virtualSize()/2)
 }
 
 func (m *machine) virtualSize() int64 {

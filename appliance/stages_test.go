@@ -122,8 +122,8 @@ func TestI9_SmallStateDiskUnderLoad(t *testing.T) {
 	_, err = r.client.Sync(short, "web", true, nil) // a point that is asked for may not come
 	t.Logf("sync on a full disk: %v", err)
 	v := r.await("web", "a reason", func(v control.VM) bool {
-		// Journal or spool, whichever met it first: health tells a cause once.
-		return hasMessage(v, "disk-full", "", r.state, "free space on the file system named in the error") || hasReason("journal-failing")(v)
+		return hasMessage(v, "disk-full", "", r.state, "free space on the file system named in the error") || hasReason("journal-failing")(v) ||
+			hasMessage(v, "state-disk-full", "", r.state, "free space on the file system of "+r.state)
 	})
 	if v.SpooledBytes > 160*mib {
 		t.Errorf("the spool has %d bytes of a disk of 320 MiB", v.SpooledBytes)

@@ -24,6 +24,7 @@ const (
 	InitialUnfinished = "initial-replication"
 	VMPaused          = "paused"
 	SpoolOverHalf     = "spool-over-half"
+	StateDiskFull     = "state-disk-full"
 	Retrying          = "retrying"
 	Resynchronizing   = "resynchronizing"
 	ComparisonFailed  = "comparison-failed"
@@ -67,6 +68,7 @@ var Codes = []Meaning{
 	{InitialUnfinished, control.SeverityWarning, "a disk has not been copied whole, so there is no point that holds it", "nothing: wait for it to end"},
 	{VMPaused, control.SeverityWarning, "an operator paused the VM: nothing is sent, changes wait in the spool", "`vhdrelay resume VM`"},
 	{SpoolOverHalf, control.SeverityWarning, "more than half of the spool's quota is taken", "look at the target and the line to it, or raise `replication.spool_limit`"},
+	{StateDiskFull, control.SeverityWarning, "the file system of the state directory has so little space that the spool has no room for an epoch: seals wait", "free space there: all spools together take at most half of it"},
 	{Retrying, control.SeverityWarning, "something failed that time mends; `cause` has the code of the error, the message when it is tried next", "nothing, or what the message says; `vhdrelay sync VM` tries at once"},
 	{Resynchronizing, control.SeverityWarning, "a disk is compared with its checksum table; points pause meanwhile", "nothing: wait for it to end"},
 	{ComparisonFailed, control.SeverityWarning, "a comparison ended early; it is tried again", "look at the image and at the disk of the state directory"},

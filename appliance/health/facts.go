@@ -25,6 +25,7 @@ type Facts struct {
 	// SealsRest is since when the quota has kept seals back; zero: it does not.
 	SealsRest      time.Time
 	Spooled, Quota int64
+	Scarce         string    // the directory whose lack of space makes the quota that small; "": it does not
 	Forecast       *Forecast // nil: nothing fills
 
 	CatchUp    string // why points pause until the changes are shipped; "": they do not

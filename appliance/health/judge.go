@@ -177,6 +177,10 @@ func (f Facts) backlog() []control.Reason {
 		all = append(all, reason(SpoolOverHalf, "look at the target and the line to it, or raise replication.spool_limit",
 			"the spool takes %d of %d bytes%s", f.Spooled, f.Quota, f.soon()))
 	}
+	if f.Scarce != "" {
+		all = append(all, reason(StateDiskFull, "free space on the file system of "+f.Scarce,
+			"for lack of free space in %s the spool may take %d bytes, too few for an epoch", f.Scarce, f.Quota))
+	}
 	if age := f.Now.Sub(f.LastPoint); !f.LastPoint.IsZero() && f.Pending > 0 && age > f.window(Overdue) {
 		all = append(all, reason(RPOExceeded, "look at the other reasons; try: vhdrelay sync "+f.VM, "no recovery point for %s while changes wait", age.Round(time.Second)))
 	}

@@ -52,6 +52,7 @@ var situations = map[string]struct {
 	"a long interval":    {func(f *Facts) { f.LastPoint, f.Interval = noon.Add(-61*time.Minute), 20*time.Minute }, nil},
 	"half the spool":     {func(f *Facts) { f.Spooled = 51 }, []string{SpoolOverHalf}},
 	"not half the spool": {func(f *Facts) { f.Spooled = 50 }, nil},
+	"a full state disk":  {func(f *Facts) { f.Scarce = "/var/lib/vhdrelay" }, []string{StateDiskFull}},
 	"no disks":           {func(f *Facts) { f.Disks = nil }, []string{NoDisks}},
 	"initial":            {func(f *Facts) { f.Disks[0].Complete = false }, []string{InitialUnfinished}},
 	"half an image":      {func(f *Facts) { f.Disks[0] = Disk{Name: "x", NotYet: errors.New("no footer")} }, []string{ImageIncomplete, InitialUnfinished}},
