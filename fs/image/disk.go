@@ -75,3 +75,23 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 	}
 	return err
 }
+
+// ReadField reads n bytes at off of a file of size bytes that an image says are there. It takes no memory for what
+// cannot be. Errors are *Error around ErrTruncated or the error of the read.
+func ReadField(r io.ReaderAt, size int64, field string, off FileOffset, n int64) ([]byte, error) {
+	e := &Error{Field: field, Offset: off, Expected: fmt.Sprintf("%d bytes there", n), Err: ErrTruncated}
+	if off < 0 || n < 0 || int64(off) > size || n > size-int64(off) {
+		e.Found = fmt.Sprintf("a file of %d bytes", size)
+		return nil, e
+	}
+	b := make([]byte, n)
+	got, err := r.ReadAt(b, int64(off))
+	if int64(got) == n {
+		return b, nil
+	}
+	e.Found = fmt.Sprintf("%d bytes", got)
+	if err != nil && !errors.Is(err, io.EOF) {
+		e.Found, e.Err = "unreadable", err
+	}
+	return nil, e
+}

@@ -121,20 +121,9 @@ type file struct {
 	size int64
 }
 
-// read returns n bytes at off, of what the field is called. It takes no memory for what cannot be in the file.
+// read returns n bytes at off: see image.ReadField.
 func (f file) read(field string, off image.FileOffset, n int64) ([]byte, error) {
-	if off < 0 || n < 0 || int64(off) > f.size || n > f.size-int64(off) {
-		return nil, fail(field, off, fmt.Sprintf("a file of %d bytes", f.size), fmt.Sprintf("%d bytes there", n), image.ErrTruncated)
-	}
-	b := make([]byte, n)
-	got, err := f.r.ReadAt(b, int64(off))
-	if int64(got) == n {
-		return b, nil
-	}
-	if err == nil || err == io.EOF {
-		return nil, fail(field, off, fmt.Sprintf("%d bytes", got), fmt.Sprintf("%d bytes there", n), image.ErrTruncated)
-	}
-	return nil, fail(field, off, "unreadable", fmt.Sprintf("%d bytes", n), err)
+	return image.ReadField(f.r, f.size, field, off, n)
 }
 
 func fail(field string, off image.FileOffset, found, expected string, err error) *image.Error {

@@ -1,0 +1,100 @@
+package vhdx
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+)
+
+// mapper turns the entries of the block table into a Table.
+type mapper struct {
+	v       *view
+	b       *image.Builder
+	s       image.Shape
+	raw     []byte
+	bitmaps []image.FileOffset // of each chunk, 0 for none
+	chunk   int64              // whose bitmap is in bitmap
+	bitmap  []byte
+}
+
+// table reads the block table, and the sector bitmaps of the blocks that are partly there.
+func (v *view) table(h header, r regions, m metadata, format image.Format) (*image.Table, error) {
+	s := image.Shape{
+		Format: format, VirtualSize: m.virtual, BlockSize: m.blockSize, Sector: m.sector, FileSize: v.size,
+		Fixed:       []image.FileRange{{Name: "headers", End: reservedTop}, h.log, r.metadata, r.table},
+		TableOffset: r.table.Start, EntrySize: entrySize, ChunkRatio: sectorsPerChunk * m.sector / m.blockSize,
+	}
+	if m.link != nil {
+		s.Differencing, s.Parent = true, m.link.ID
+	}
+	chunks := (s.Blocks() + s.ChunkRatio - 1) / s.ChunkRatio
+	entries := s.Blocks() + (s.Blocks()-1)/s.ChunkRatio
+	if s.Differencing {
+		entries = chunks * (s.ChunkRatio + 1)
+	}
+	if have := int64(r.table.End - r.table.Start); entries*entrySize > have {
+		return nil, fail("block table", r.table.Start, fmt.Sprintf("%d bytes", have), fmt.Sprintf("%d entries for %d bytes of disk", entries, m.virtual), image.ErrInvalid)
+	}
+	raw, err := image.ReadField(v, v.fileSize, "block table", r.table.Start, entries*entrySize)
+	if err != nil {
+		return nil, err
+	}
+	p := &mapper{v: v, b: image.NewBuilder(s), s: s, raw: raw, chunk: -1}
+	if s.Differencing {
+		p.bitmaps = make([]image.FileOffset, chunks)
+	}
+	for i := range s.Blocks() {
+		if err := p.block(i); err != nil {
+			return nil, err
+		}
+	}
+	p.b.Chunks(p.bitmaps)
+	p.b.Replayed(v.replayed())
+	return p.b.Table()
+}
+
+// entry is the state and the offset at an index of the block table.
+func (p *mapper) entry(index int64) (state uint64, at image.FileOffset) {
+	e := binary.LittleEndian.Uint64(p.raw[index*entrySize:])
+	return e & 7, image.FileOffset(e >> 20 << 20)
+}
+
+func (p *mapper) block(i int64) error {
+	state, at := p.entry(i + i/p.s.ChunkRatio)
+	switch {
+	case state == stateNotPresent:
+	case state == stateUndefined, state == stateZero, state == stateUnmapped:
+		p.b.Zero(i)
+	case state == stateFull:
+		p.b.Full(i, at)
+	case state == statePartial && p.s.Differencing:
+		m, err := p.chunkBitmap(i / p.s.ChunkRatio)
+		if err != nil {
+			return err
+		}
+		n := p.s.BlockSize / p.s.Sector / 8
+		p.b.Partial(i, at, m[i%p.s.ChunkRatio*n:][:n])
+	default:
+		return fail(fmt.Sprintf("block table entry %d", i), p.s.EntryOffset(i), fmt.Sprintf("state %d", state), "0, 1, 2, 3, 6, or 7 in a differencing image", image.ErrInvalid)
+	}
+	return nil
+}
+
+// chunkBitmap reads the sector bitmap of a chunk, and keeps it for the chunk's next block.
+func (p *mapper) chunkBitmap(chunk int64) ([]byte, error) {
+	if p.chunk == chunk {
+		return p.bitmap, nil
+	}
+	index := chunk*(p.s.ChunkRatio+1) + p.s.ChunkRatio
+	state, at := p.entry(index)
+	if state != stateFull {
+		return nil, fail(fmt.Sprintf("sector bitmap entry %d", chunk), p.s.TableOffset+image.FileOffset(index*entrySize), fmt.Sprintf("state %d", state), "6, since blocks need it", image.ErrInvalid)
+	}
+	m, err := image.ReadField(p.v, p.s.FileSize, "sector bitmap", at, mebibyte)
+	if err != nil {
+		return nil, err
+	}
+	p.bitmaps[chunk], p.chunk, p.bitmap = at, chunk, m
+	return m, nil
+}
