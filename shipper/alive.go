@@ -26,6 +26,10 @@ func (t *turn) begin(now time.Time) (end func()) {
 // beat says that a turn under way gets on.
 func (t *turn) beat(now time.Time) { t.sign.Store(now.UnixNano()) }
 
+// pause says that a turn under way waits for something that its own loop cannot speed
+// up, until its next sign.
+func (t *turn) pause() { t.sign.Store(0) }
+
 // silence is how long a turn under way has not got on, 0 at rest.
 func (t *turn) silence(now time.Time) time.Duration {
 	sign := t.sign.Load()

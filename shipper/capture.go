@@ -43,7 +43,8 @@ func (v *VM) captureStep(ctx context.Context) error {
 	now := v.opts.Now()
 	if v.idleVM(disks) && !v.forced() {
 		// What came to rest leaves the activity log, so that a crash compares nothing.
-		return errors.Join(v.refreshUnchanged(ctx, now), v.deps.Volume.Deactivate(ctx))
+		v.noteUnchanged(now)
+		return v.deps.Volume.Deactivate(ctx)
 	}
 	return v.captureEpoch(ctx, disks)
 }

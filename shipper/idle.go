@@ -48,20 +48,22 @@ func (v *VM) forced() bool {
 	return v.mu.newestEpoch < v.mu.wanted
 }
 
-// refreshUnchanged notes in vm.json up to when the newest point was still the
-// truth. The time is taken before the test that found the VM idle, so it can only
-// be too early.
-func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
+// noteUnchanged remembers that the newest point was still the truth at a time that
+// was taken before the test that found the VM idle, so it can only be too early.
+func (v *VM) noteUnchanged(at time.Time) {
 	v.mu.Lock()
-	due := at.Sub(v.mu.unchanged) >= unchangedEvery
+	defer v.mu.Unlock()
+	v.mu.idleAt = at
+}
+
+// refreshUnchanged notes that time in vm.json. It is the ship stage's: capture never
+// waits for the target. An error is nobody's trouble, the next turn tries again.
+func (v *VM) refreshUnchanged(ctx context.Context) {
+	v.mu.Lock()
+	at, due := v.mu.idleAt, v.mu.idleAt.Sub(v.mu.unchanged) >= unchangedEvery
 	v.mu.Unlock()
-	select {
-	case <-v.connected:
-	default:
-		return nil
-	}
-	if !due || v.Resting() {
-		return nil
+	if !due {
+		return
 	}
 	err := v.updateDoc(ctx, func(doc *catalog.VMDoc) error {
 		doc.UnchangedUntil = at.UTC().Truncate(time.Second)
@@ -69,10 +71,9 @@ func (v *VM) refreshUnchanged(ctx context.Context, at time.Time) error {
 	})
 	if err != nil {
 		v.opts.Log.Debug("vm.json not refreshed", "cause", err)
-		return nil // the capture stage must not stop for it
+		return
 	}
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.mu.unchanged = at
-	v.mu.Unlock()
-	return nil
 }

@@ -170,8 +170,10 @@ func (v *VM) requestGiveUp(from uint64) {
 // caller is the capture stage, so no epoch is in capture.
 func (v *VM) giveUp(from uint64) error {
 	v.stopForGiveUp()
+	v.sealing.pause() // whoever has the gate may hang with the target, on NFS for hours
 	v.spoolGate.Lock()
 	defer v.spoolGate.Unlock()
+	v.sealing.beat(time.Now())
 	v.mu.Lock()
 	v.mu.givingUp = false
 	v.mu.Unlock()

@@ -25,6 +25,7 @@ func (v *VM) shipStep(ctx context.Context) error {
 	for ctx.Err() == nil {
 		m := v.nextToShip()
 		if m == nil {
+			v.refreshUnchanged(ctx)
 			return v.lost()
 		}
 		if err := v.shipEpoch(ctx, m); errors.Is(err, errGiveUp) {

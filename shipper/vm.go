@@ -134,7 +134,8 @@ type VM struct {
 		restsSince   time.Time   // since when overQuota is set
 		spooledBytes int64       // into the spool since the start, as stored
 		sentBytes    int64       // of it, what the target took
-		unchanged    time.Time   // when unchanged_until was last written
+		idleAt       time.Time   // when the VM was last found idle
+		unchanged    time.Time   // what unchanged_until was last set to
 		stopShipping context.CancelCauseFunc
 		changed      chan struct{}
 	}
