@@ -9,12 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/uuid"
-
 	"github.com/vhdrelay/vhdrelay/appliance/cli"
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
-	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 	"github.com/vhdrelay/vhdrelay/journal/kv/badgerkv"
@@ -226,29 +223,4 @@ func withJournal(c *config.Config, do func(kv.Store) error) error {
 		return described(err)
 	}
 	return errors.Join(do(s), s.Close())
-}
-
-// ImageInfo reads an image file's headers.
-func ImageInfo(path string) (cli.ImageInfo, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return cli.ImageInfo{}, control.NotFound("check the path", "%v", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return cli.ImageInfo{}, err
-	}
-	info, err := image.Probe(path, f, st.Size())
-	if err != nil && !errors.Is(err, image.ErrUnsupported) {
-		return cli.ImageInfo{}, &control.Error{Code: "bad-image", Message: err.Error(), Action: "repair or replace the image", Exit: control.ExitFailed, Err: err}
-	}
-	out := cli.ImageInfo{File: path, Format: string(info.Format), FileSize: st.Size(), VirtualSize: info.VirtualSize, Notes: info.Notes}
-	if info.ID != [16]byte{} {
-		out.ID = uuid.UUID(info.ID).String()
-	}
-	if err != nil {
-		out.Notes = append(out.Notes, err.Error())
-	}
-	return out, nil
 }

@@ -91,7 +91,7 @@ func TestPointsExportVerifyCommands(t *testing.T) {
 
 func TestLocalCommands(t *testing.T) {
 	r := newRig(t)
-	golden(t, "local", r.session("image info os.vhd", "image info os.vhd --json", "image info nothing", "journal check", "journal dump", "check-config"))
+	golden(t, "local", r.session("image info os.vhd", "image info os.vhd --json", "image info snapshot.vhd", "image info snapshot.vhd --json", "image info nothing", "journal check", "journal dump", "check-config"))
 	r.serve(t)
 	golden(t, "journal", r.session("journal check", "journal dump"))
 }

@@ -116,10 +116,28 @@ type VerifiedDisk struct {
 
 // ImageInfo is what `image info` prints. Sizes are in bytes.
 type ImageInfo struct {
-	File        string   `json:"file"`
-	Format      string   `json:"format"`
-	FileSize    int64    `json:"file_size"`
-	VirtualSize int64    `json:"virtual_size"`
-	ID          string   `json:"id,omitempty"`
-	Notes       []string `json:"notes,omitempty"`
+	File        string `json:"file"`
+	Format      string `json:"format"`
+	FileSize    int64  `json:"file_size"`
+	VirtualSize int64  `json:"virtual_size"`
+	// Allocated is how much of the disk is in this file: by its block table, or for a raw or fixed image by what the file takes.
+	Allocated int64 `json:"allocated"`
+	// BlockSize is of the block table, 0 if the format has none.
+	BlockSize int64        `json:"block_size,omitempty"`
+	ID        string       `json:"id,omitempty"`
+	Parent    *ImageParent `json:"parent,omitempty"`
+	Notes     []string     `json:"notes,omitempty"`
+}
+
+// ImageParent says what a differencing image lies over.
+type ImageParent struct {
+	// ID is the unique id of a VHD, the DataWriteGuid of a VHDX.
+	ID       string         `json:"id"`
+	Locators []ImageLocator `json:"locators"`
+}
+
+// ImageLocator is one of the ways to find a parent, as the image has it; Kind is the format's own word.
+type ImageLocator struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"`
 }

@@ -16,8 +16,8 @@ func (a *app) imageCommand() *cobra.Command {
 	var asJSON bool
 	info := a.command(spec{
 		use: "info FILE [--json]", short: "Show what a disk image is", args: cobra.ExactArgs(1),
-		long: "Reads the headers, strictly: an image that is damaged or of a kind that is not protected is refused with the field,\n" +
-			"its place, and what was expected there.",
+		long: "Reads the headers and the block table, strictly: an image that is damaged is refused with the field, its place, and what\n" +
+			"was expected there. Of a differencing image the parent is shown as the image names it; it is not looked for.",
 		exits: []control.Exit{control.ExitNotFound},
 		run: func(_ context.Context, args []string) error {
 			info, err := a.ImageInfo(args[0])
@@ -37,8 +37,18 @@ func (a *app) imageCommand() *cobra.Command {
 func (a *app) printImage(i ImageInfo) error {
 	err := a.print("%s\n  format        %s\n  file size     %d (%s)\n  virtual size  %d (%s)", i.File, i.Format,
 		i.FileSize, bytesText(i.FileSize), i.VirtualSize, bytesText(i.VirtualSize))
+	err = errors.Join(err, a.print("  allocated     %d (%s)", i.Allocated, bytesText(i.Allocated)))
+	if i.BlockSize != 0 {
+		err = errors.Join(err, a.print("  block size    %d (%s)", i.BlockSize, bytesText(i.BlockSize)))
+	}
 	if i.ID != "" {
 		err = errors.Join(err, a.print("  id            %s", i.ID))
+	}
+	if i.Parent != nil {
+		err = errors.Join(err, a.print("  parent        %s", i.Parent.ID))
+		for _, l := range i.Parent.Locators {
+			err = errors.Join(err, a.print("                %s (%s)", l.Path, l.Kind))
+		}
 	}
 	for _, n := range i.Notes {
 		err = errors.Join(err, a.print("  note          %s", n))

@@ -231,10 +231,14 @@ func (r *rig) verify(_ context.Context, t config.Target, req VerifyRequest, _ fu
 }
 
 func imageInfo(path string) (ImageInfo, error) {
+	if path == "snapshot.vhd" {
+		return ImageInfo{File: path, Format: "vhd-differencing", FileSize: 4<<20 + 512, VirtualSize: 1 << 30, Allocated: 3 << 20, BlockSize: 2 << 20,
+			ID: "0022", Parent: &ImageParent{ID: "0011", Locators: []ImageLocator{{"W2ru", `.\os.vhd`}}}}, nil
+	}
 	if path != "os.vhd" {
 		return ImageInfo{}, control.NotFound("", "%s does not exist", path)
 	}
-	return ImageInfo{File: path, Format: "vhd-fixed", FileSize: 1<<30 + 512, VirtualSize: 1 << 30, ID: "0011", Notes: []string{"made by qemu"}}, nil
+	return ImageInfo{File: path, Format: "vhd-fixed", FileSize: 1<<30 + 512, VirtualSize: 1 << 30, Allocated: 1 << 20, ID: "0011", Notes: []string{"made by qemu"}}, nil
 }
 
 // run executes a command line with the rig's configuration and returns everything that can be seen of it.

@@ -4,6 +4,10 @@
 // It is the only place where a FileOffset becomes a DiskOffset. It reads and never writes: FixedFooter returns bytes.
 // Sources: the Virtual Hard Disk Image Format Specification 1.0 and QEMU's block/vpc.c as a second reader.
 //
+// Two more rooms, vhd and vhdx, read images whose disk is behind a block table. What they have in common is here: the
+// Table, a value that says where each sector comes from and, compared with an earlier one, which blocks of the disk may
+// read differently (Table.Changed); and the Disk, which reads the bytes.
+//
 // Protected are raw images and fixed VHDs. Dynamic and differencing VHDs and VHDX are recognised by content and
 // answered with ErrUnsupported, so that a copy of a *file* is never taken for a copy of a *disk*.
 package image

@@ -104,6 +104,9 @@ func (g guid) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", s[:4], s[4:6], s[6:8], s[8:10], s[10:])
 }
 
+// GUIDText is a GUID of a file as tools print it: 00112233-4455-6677-8899-aabbccddeeff.
+func GUIDText(id [16]byte) string { return guid(id).String() }
+
 var (
 	regionTable    = mustGUID("2dc27766-f623-4200-9d64-115e9bfd4a08")
 	regionMetadata = mustGUID("8b7ca206-4790-4b9a-b8fe-575f050f886e")
