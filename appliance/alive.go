@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"path/filepath"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/journal/durable"
 )
 
 const (
@@ -31,17 +33,8 @@ const (
 	answerWithin = 10 * time.Second
 )
 
-// alive answers the watchdog: the mounts answer, no lock is held for ever, and every VM's loop that seals turns. It
-// asks nothing of the target, so that an outage never ends the appliance (I9).
-func (a *Appliance) alive() error {
-	for _, s := range a.stores {
-		if s.leaving.Load() {
-			continue
-		}
-		if err := s.answers(); err != nil {
-			return err
-		}
-	}
+// locksAnswer: no lock is held for ever, and every VM's loop that seals turns.
+func (a *Appliance) locksAnswer() error {
 	if _, err := a.Status(context.Background(), ""); err != nil { // takes every VM's locks
 		return err
 	}
@@ -129,17 +122,7 @@ func (w *vigil) look() error {
 		w.mu.answer = nil
 		return err
 	case <-timer.C:
-		return fmt.Errorf("mounts and locks: %w for %v", ErrNoAnswer, time.Since(since).Round(time.Second))
-	}
-}
-
-// until is look, and content once a stop has begun: that has a time limit of its own.
-func (w *vigil) until(stopped context.Context) func() error {
-	return func() error {
-		if stopped.Err() != nil {
-			return nil
-		}
-		return w.look()
+		return fmt.Errorf("%w for %v", ErrNoAnswer, time.Since(since).Round(time.Second))
 	}
 }
 
@@ -152,6 +135,50 @@ func (w *vigil) question() (<-chan error, time.Time) {
 		go func() { answer <- w.ask() }()
 	}
 	return w.mu.answer, w.mu.since
+}
+
+// sentry asks what the watchdog wants to know. It asks nothing of the target, so that an outage never ends the appliance (I9).
+type sentry struct {
+	mounts, locks, state *vigil
+	log                  *slog.Logger
+	hangs                bool // told already; look is called by one goroutine
+}
+
+func (a *Appliance) newSentry() *sentry {
+	return &sentry{mounts: newVigil(a.mountsAnswer), locks: newVigil(a.locksAnswer), state: newVigil(a.stateAnswers), log: a.log}
+}
+
+// look is content when mounts and locks answer. Locks are held over commits to the state directory: while its disk hangs, that is
+// what they wait for, and an end of the appliance would take the disks from guests whose own store is well (I9).
+func (w *sentry) look() error {
+	if err := w.mounts.look(); err != nil {
+		return fmt.Errorf("mounts: %w", err)
+	}
+	err := w.locks.look()
+	hangs := err != nil && errors.Is(w.state.look(), ErrNoAnswer)
+	if hangs && !w.hangs {
+		w.log.Error("the disk of the state directory hangs; guests go on, points wait", "code", "state-disk-hangs", "cause", err,
+			"action", "look at the disk of the state directory; do not restart the appliance before it answers, or guests lose their disks")
+	}
+	if w.hangs = hangs; hangs || err == nil {
+		return nil
+	}
+	return fmt.Errorf("locks and loops of the VMs: %w", err)
+}
+
+// until is look, and content once a stop has begun: that has a time limit of its own.
+func (w *sentry) until(stopped context.Context) func() error {
+	return func() error {
+		if stopped.Err() != nil {
+			return nil
+		}
+		return w.look()
+	}
+}
+
+// stateAnswers puts a file on the state directory's disk. An error is an answer.
+func (a *Appliance) stateAnswers() error {
+	return durable.WriteFile(filepath.Join(a.config().StateDir, "alive"), []byte(a.now().UTC().Format(time.RFC3339)+"\n"))
 }
 
 // line is what `systemctl status` shows of the appliance: how many VMs are how, and the worst one's first reason.

@@ -1,8 +1,10 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -84,11 +86,61 @@ func TestAskedApartWithoutOurFiles(t *testing.T) {
 	}
 }
 
+// I9: while the state directory's disk hangs, so do the locks held over its commits; guests of a healthy store must not lose
+// their disks for that. Locks that hang beside a disk that answers are a defect, and a mount that hangs is one anyhow.
+func TestI9_AHangingStateDiskDoesNotStarveTheWatchdog(t *testing.T) {
+	for name, c := range map[string]struct{ mounts, locks, state, starves bool }{
+		"all well":           {},
+		"a lock":             {locks: true, starves: true},
+		"a mount":            {mounts: true, starves: true},
+		"the state disk":     {locks: true, state: true},
+		"state disk, mount":  {mounts: true, locks: true, state: true, starves: true},
+		"state disk, unused": {state: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hold := make(chan struct{})
+				ask := func(hangs bool) *vigil {
+					return newVigil(func() error {
+						if hangs {
+							<-hold
+						}
+						return nil
+					})
+				}
+				var log bytes.Buffer
+				w := &sentry{mounts: ask(c.mounts), locks: ask(c.locks), state: ask(c.state), log: slog.New(slog.NewTextHandler(&log, nil))}
+				for range 2 {
+					if err := w.look(); errors.Is(err, ErrNoAnswer) != c.starves || !c.starves && err != nil {
+						t.Errorf("%v", err)
+					}
+				}
+				if got := strings.Count(log.String(), "state-disk-hangs") == 1; got != (c.locks && c.state && !c.mounts) {
+					t.Errorf("log: %s", log.String())
+				}
+				close(hold)
+			})
+		})
+	}
+}
+
+func TestStateDirectoryAnswersWithAnErrorToo(t *testing.T) {
+	r := newRig(t)
+	r.put("web/os.img", r.content(mib))
+	r.start()
+	if err := r.app.stateAnswers(); err != nil {
+		t.Error(err)
+	}
+	if err := r.app.newSentry().look(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A stop may take longer than the watchdog's time, and its mounts need not answer any more.
 func TestVigilIsContentOnceAStopHasBegun(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	broken := errors.New("broken")
-	ask := newVigil(func() error { return broken }).until(ctx)
+	ask := (&sentry{mounts: newVigil(func() error { return broken })}).until(ctx)
 	if err := ask(); !errors.Is(err, broken) {
 		t.Errorf("before the stop: %v", err)
 	}

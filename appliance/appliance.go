@@ -283,7 +283,7 @@ func (a *Appliance) serve(ctx context.Context) error {
 		a.startServices(run, g, notify)
 		feed, end := context.WithCancel(base)
 		defer end()
-		go notify.Watchdog(feed, newVigil(a.alive).until(ctx), a.starve) // not waited for: it may hang with a mount, which is what it is for
+		go notify.Watchdog(feed, a.newSentry().until(ctx), a.starve) // not waited for: it may hang with a mount, which is what it is for
 		err = notify.Ready()
 		a.log.Info("serving", "version", Version, "stores", len(a.stores), "vms", len(a.machines()))
 		select {

@@ -148,7 +148,7 @@ func TestUnmountOnDemand(t *testing.T) {
 	if gone, err = r.client.Unmount(r.ctx(), "main", false); err != nil || len(gone.Stores) != 0 {
 		t.Errorf("again: %+v %v", gone, err)
 	}
-	if v := r.vm("web"); !hasReason("store-unmounted")(v) || v.Health != control.HealthCritical || r.app.alive() != nil {
+	if v := r.vm("web"); !hasReason("store-unmounted")(v) || v.Health != control.HealthCritical || r.app.newSentry().look() != nil {
 		t.Errorf("%+v", v)
 	}
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
