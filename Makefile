@@ -45,6 +45,12 @@ acceptance: tools build ## the long runs; resumable
 torture: ## random histories with faults for DURATION (10m) from SEED (1) on; resumable
 	@$(GO) run ./appliance/e2e/torture -seed $(or $(SEED),1) -duration $(or $(DURATION),10m)
 
+FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' fs journal shipper resync appliance | sort
+
+fuzz: ## every fuzzer for FUZZTIME (20s)
+	@set -e; $(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),20s) ./$$dir; done
+
 mutants: tools ## breaks rules of the data path, one at a time, and expects a test to notice; resumable
 	@$(GO) run ./appliance/e2e/mutants
 

@@ -116,7 +116,7 @@ func (a *Appliance) Resync(ctx context.Context, vm, disk string, opts control.Re
 }
 
 // JournalCheck implements control.Backend.
-func (a *Appliance) JournalCheck(context.Context) error { return a.journal.Check() }
+func (a *Appliance) JournalCheck(context.Context) error { return a.checkLive() }
 
 // JournalDump implements control.Backend.
 func (a *Appliance) JournalDump(_ context.Context, w io.Writer) error { return a.journal.Dump(w) }

@@ -198,9 +198,9 @@ func verifyDisk(s *restore.Session, p restore.Plan, progress func(control.Progre
 	return v, err
 }
 
-// JournalCheck proves the invariants of a journal that no appliance has open.
+// JournalCheck proves the invariants of a state directory that no appliance has open.
 func JournalCheck(_ context.Context, c *config.Config) error {
-	return withJournal(c, func(s kv.Store) error { return journal.Check(s) })
+	return withJournal(c, func(s kv.Store) error { return checkState(s, c.StateDir) })
 }
 
 // JournalDump writes a journal that no appliance has open as text.

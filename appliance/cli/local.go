@@ -59,8 +59,10 @@ func (a *app) printImage(i ImageInfo) error {
 func (a *app) journalCommand() *cobra.Command {
 	exits := []control.Exit{control.ExitConfig}
 	check := a.command(spec{
-		use: "check", short: "Prove the journal's invariants", args: cobra.NoArgs, exits: exits,
-		long: "Asks the appliance if one runs, else opens the journal itself. Every invariant that does not hold is named.",
+		use: "check", short: "Prove the journal's invariants", args: cobra.NoArgs, exits: append(exits, control.ExitDiffers),
+		long: "Holds all of the state directory against each other: the journal's records, the spools' manifests against their segments,\n" +
+			"which are read, and the checksum tables against the spools. Asks the appliance if one runs, else reads the files itself,\n" +
+			"and changes nothing. Every file that is not as it must be is named, with what is wrong and what to do.",
 		run: func(ctx context.Context, _ []string) error {
 			err := a.journal(ctx, control.Backend.JournalCheck, a.JournalCheck)
 			if err != nil {

@@ -191,3 +191,24 @@ func FuzzDecodeRecord(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDecodeVM(f *testing.F) {
+	data, err := os.ReadFile(filepath.Join("testdata", "vm-v1.json"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("web 01", data)
+	f.Fuzz(func(t *testing.T, vm string, data []byte) {
+		doc, err := decodeVM(vm, data)
+		if err != nil {
+			return
+		}
+		encoded, err := encodeVM(doc)
+		if err != nil {
+			t.Fatalf("decoded, but not encoded: %v", err)
+		}
+		if again, err := decodeVM(vm, encoded); err != nil || again.Generation != doc.Generation || again.Owner != doc.Owner {
+			t.Fatalf("%v\n%+v\n%+v", err, doc, again)
+		}
+	})
+}

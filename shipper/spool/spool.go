@@ -33,6 +33,7 @@ type Spool struct {
 	fs   durable.Tree
 	hook func(string)
 	log  *slog.Logger
+	left map[string]bool // what a crash left, of a spool that is only looked at
 
 	// change serialises everything that changes what is durable, and is held over that I/O: it is the lock under which an
 	// epoch enters the spool or a give-up is decided. Taken before mu.

@@ -181,7 +181,8 @@ const (
 	stopTimeout = 60 * time.Second
 )
 
-// Stop ends the appliance with SIGTERM, a clean stop, and says how it ended.
+// Stop ends the appliance with SIGTERM, a clean stop, and says how it ended. What it leaves on disk is proven by `journal
+// check`, so that every test is also one of that.
 func (r *Rig) Stop() error {
 	if r.proc == nil {
 		return nil
@@ -195,6 +196,14 @@ func (r *Rig) Stop() error {
 	r.Detach()
 	if p.err != nil {
 		return fmt.Errorf("stop: %w, see %s", p.err, r.LogFile())
+	}
+	return r.CheckState(context.Background())
+}
+
+// CheckState runs `journal check`: over the files while no appliance runs, else in the one that does.
+func (r *Rig) CheckState(ctx context.Context) error {
+	if _, err := r.Run(ctx, "journal", "check"); err != nil {
+		return fmt.Errorf("the state contradicts itself: %w", err)
 	}
 	return nil
 }

@@ -142,6 +142,7 @@ func (w *world) crash(cut bool) error {
 	p := w.active()
 	p.life.kill()
 	next := p.remains(cut)
+	w.checkRemains(next)
 	w.setActive(nil)
 	for vm, line := range next.lines {
 		line.Crash()

@@ -11,6 +11,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
+	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/restore"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
@@ -137,8 +138,8 @@ func (w *world) judgeNewest(m *machine, doc catalog.VMDoc, records []catalog.Rec
 
 // judgeLocal runs the product's own checks over what is at rest.
 func (w *world) judgeLocal(m *machine) {
-	if err := m.spool.CheckDeep(); err != nil {
-		w.fail("spool of %s: %v", m.name, err)
+	for _, f := range m.pipe.Check() {
+		w.fail("journal check of %s: %v", m.name, f)
 	}
 	if err := m.p.j.Check(); err != nil {
 		w.fail("journal: %v", err)
@@ -147,17 +148,36 @@ func (w *world) judgeLocal(m *machine) {
 		w.fail("journal's store: %v", err)
 	}
 	for _, t := range m.all() {
-		if table, _, ok := m.pipe.Table(t.disk.ID()); ok {
-			if err := table.Check(); err != nil {
-				w.fail("table of %s/%s: %v", m.name, t.image.name, err)
-			}
-		}
-	}
-	for _, t := range m.all() {
 		if err := cover(m, t); err != nil {
 			w.fail("I4: %s/%s: %v", m.name, t.image.name, err)
 		}
 	}
+}
+
+// checkRemains runs the product's offline check over what a process left, whatever ended it.
+func (w *world) checkRemains(h *host) {
+	for _, f := range h.check() {
+		w.fail("journal check after a stop: %v", f)
+	}
+}
+
+// check is `journal check` of a host on which no process runs.
+func (h *host) check() []*shipper.Finding {
+	if err := journal.Check(h.store); err != nil {
+		return []*shipper.Finding{{File: "journal", What: err}}
+	}
+	vms, err := journal.Inventory(h.store)
+	if err != nil {
+		return []*shipper.Finding{{File: "journal", What: err}}
+	}
+	var found []*shipper.Finding
+	for _, vm := range vms {
+		state := "/state/" + vm.ID
+		f := shipper.Files{Name: vm.Name, ID: vm.ID, Docs: journal.Stored{Store: h.store}, Spool: state + "/spool/vm", TableDir: state + "/tables",
+			Tree: h.tree, Disks: vm.Disks, Reserved: vm.Reserved}
+		found = append(found, f.Check()...)
+	}
+	return found
 }
 
 // checkCover runs while nothing else does: between recovery and the first request of a guest.
