@@ -106,7 +106,8 @@ func TestStartFails(t *testing.T) {
 }
 
 func TestStopAndKill(t *testing.T) {
-	body := `[ "$1" = serve ] || exit 4
+	body := `[ "$1 $2" = "journal check" ] && exit 0
+[ "$1" = serve ] || exit 4
 trap 'exit 0' TERM
 echo ready >> "$3.ready"
 while :; do read -r _ < "$3.never"; done`
@@ -228,5 +229,20 @@ func TestDirTarget(t *testing.T) {
 	}
 	if err := target.Download(t.Context(), "absent", to); err == nil {
 		t.Fatal("an absent blob is downloaded")
+	}
+}
+
+// A stop that leaves a state which contradicts itself is no clean one.
+func TestStopChecksWhatIsLeft(t *testing.T) {
+	r := newRig(t, `[ "$1 $2" = "journal check" ] && { echo "tables/x.table: rotten" >&2; exit 7; }
+exit 0`)
+	p, err := start(r.LogFile(), r.environ(), r.Binary, "serve", "--config", r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.proc = p
+	<-p.done
+	if err := r.Stop(); err == nil || !strings.Contains(err.Error(), "rotten") {
+		t.Errorf("%v", err)
 	}
 }
