@@ -142,6 +142,8 @@ func (s *store) appeared(e watch.Event) {
 	if err == nil && known != nil && known.at() != e.Path && !s.leadsTo(known.at(), key) {
 		known.now = e.Path
 		s.followLocked(known)
+		// What it was written before the rename cannot be told by its old name any more.
+		s.doubtLocked(known, "renamed beside the mount, by "+process(e.PID))
 	}
 	s.mu.Unlock()
 	if err == nil && known == nil {

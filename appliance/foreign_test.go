@@ -114,6 +114,27 @@ func TestResizedBesideTheMount(t *testing.T) {
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
 }
 
+// Whoever writes to a disk beside the mount and renames it before we have read of the first is noticed by the second.
+func TestWrittenAndRenamedBesideTheMount(t *testing.T) {
+	r := newRig(t)
+	content := r.content(mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.start()
+	r.sync("web")
+	s := r.app.stores[0]
+	s.watcher.stop() // the events are read late
+	r.sh("printf theirs | dd of=web/os.img bs=1 seek=300000 conv=notrunc status=none; mv web/os.img web/renamed.img")
+	copy(content[300000:], "theirs")
+	for _, e := range []watch.Event{
+		{Kind: watch.Opened, Path: "web/os.img"}, {Kind: watch.Written, Path: "web/os.img"},
+		{Kind: watch.Vanished, Path: "web/os.img"}, {Kind: watch.Appeared, Path: "web/renamed.img"},
+	} {
+		s.behind(e)
+	}
+	r.suspected("web", 4096)
+	r.equals("web", r.sync("web"), map[string][]byte{"renamed.img": content})
+}
+
 // Images that others bring, rename, replace and remove are followed.
 func TestImagesComeAndGoBesideTheMount(t *testing.T) {
 	r := newRig(t)

@@ -103,6 +103,9 @@ func (j *Journal) behindOurBack(rec diskRecord, facts *Facts, now Facts, id Iden
 	if rec.Identity.Ino != id.Ino || rec.Identity.Gen != id.Gen {
 		return "the image file was replaced"
 	}
+	if rec.Session == j.session.ID {
+		return "the image was taken out of tracking in this run, and its records were left over"
+	}
 	if facts != nil {
 		return factsDiffer(*facts, now)
 	}

@@ -93,4 +93,9 @@ func TestI9_WithdrawFromAFailingStore(t *testing.T) {
 	if marked, _ := f.SuspectMarked(); marked {
 		t.Error("a file that is no disk any more is marked")
 	}
+	// When it is a disk again, what it was written meanwhile is in no record of those that were left over.
+	r.store.Before = nil
+	if got := r.disk("a", f).Suspect(); len(got) != 1 || got[0] != blocks(0, 8*extent.BlocksPerRegion) {
+		t.Errorf("suspect %v", got)
+	}
 }
