@@ -160,6 +160,7 @@ func (c *cutter) cut(ctx context.Context) error {
 	if err := keepHeartbeat(c.rig); err != nil {
 		return err
 	}
+	c.log.Cut()
 	if err := c.host.Cut(); err != nil {
 		return err
 	}

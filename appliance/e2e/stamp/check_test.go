@@ -249,6 +249,14 @@ func TestDurable(t *testing.T) {
 	if c := b.log.CheckDurable(b.images(kept)); len(c.Violations) != 1 {
 		t.Fatal(c.Violations)
 	}
+	b.log.Cut()
+	gone := b.write(0, 6, 1)
+	sent = b.log.Tick()
+	b.log.Durable(gone)
+	b.log.Synced(0, sent)
+	if c := b.log.CheckDurable(b.images(kept)); len(c.Violations) != 1 {
+		t.Fatal("answered after the cut: ", c.Violations)
+	}
 	kept[0][0] ^= 1
 	if c := b.log.CheckDurable(b.images(kept)); c.OK() {
 		t.Fatal("garbage is a version")
