@@ -3,7 +3,6 @@ package appliance
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -83,37 +82,6 @@ func settled(t shipper.Trouble) bool { return !t.Pending || !t.NextTry.IsZero() 
 
 // incomplete tells a disk whose initial replication will end by itself.
 func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != shipper.StageComplete }
-
-// Resync implements control.Backend: the disks are compared whole with the
-// checksum table.
-func (a *Appliance) Resync(ctx context.Context, vm, disk string, opts control.ResyncOptions, progress func(control.Progress)) (control.Resync, error) {
-	m, err := a.find(vm)
-	if err != nil {
-		return control.Resync{}, err
-	}
-	if err := m.permits(lifecycle.Resync); err != nil {
-		return control.Resync{}, err
-	}
-	if opts.Deep || opts.Cancel {
-		return m.resync.status(), control.Refused("not-available", "run it without the flag: the source is compared with the checksum table",
-			"comparing with the target, and cancelling a comparison, are not in this version")
-	}
-	found := false
-	for _, d := range m.store.disksOf(m) {
-		if disk != "" && d.disk.Name() != disk {
-			continue
-		}
-		found = true
-		if err := d.disk.SetSuspect("asked for by an operator"); err != nil {
-			return m.resync.status(), fmt.Errorf("disk %s: %w", d.disk.Name(), err)
-		}
-	}
-	if !found {
-		return control.Resync{}, control.NotFound("list them with: vhdrelay status "+vm, "VM %s has no disk %q", vm, disk)
-	}
-	m.resync.wake()
-	return m.resync.await(ctx, progress)
-}
 
 // JournalCheck implements control.Backend.
 func (a *Appliance) JournalCheck(context.Context) error { return a.checkLive() }

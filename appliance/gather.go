@@ -21,7 +21,7 @@ func (m *machine) facts(p shipper.Status, r control.Resync, k mark, now time.Tim
 		VM: m.name, Now: now, Interval: m.replication().Interval, Paused: state == lifecycle.Paused,
 		Troubles: troublesOf(p), Disks: disksOf(p), Foreign: m.store.unsupportedOf(m.name), Store: m.app.untracked(m.name),
 		Pending: unshipped(p), SealsRest: p.RestsSince, Spooled: p.Spooled, Quota: p.Quota,
-		CatchUp: p.CatchUp, Comparing: r.State == control.ResyncRunning, Comparison: comparison, Journal: m.app.journal.Failing(),
+		CatchUp: p.CatchUp, Comparing: r.State == control.ResyncRunning, ComparisonPaused: r.State == control.ResyncPaused, Comparison: comparison, Journal: m.app.journal.Failing(),
 	}
 	if p.Quota < min(minSpool, m.spoolLimit()) {
 		f.Scarce = m.app.config().StateDir

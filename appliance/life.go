@@ -125,6 +125,10 @@ func (a *Appliance) Pause(ctx context.Context, vm string) (control.Moved, error)
 		return control.Moved{}, a.unlessUnprotected(vm, lifecycle.Pause, err)
 	}
 	m.lookAgain()
+	if held, err := m.resync.pause(); held || err != nil {
+		m.lookAgain() // a comparison that runs or waits is what is paused; the rest goes on
+		return m.moved(), described(err)
+	}
 	if err := m.life.Do(lifecycle.Pause, lifecycle.Paused, nil); err != nil {
 		return control.Moved{}, refusal(err)
 	}
@@ -143,6 +147,11 @@ func (a *Appliance) Resume(_ context.Context, vm string) (control.Moved, error) 
 		return control.Moved{}, a.unlessUnprotected(vm, lifecycle.Resume, err)
 	}
 	before := m.lookAgain()
+	if m.resync.paused() {
+		err := m.resync.resume()
+		m.lookAgain()
+		return m.moved(), described(err)
+	}
 	if err := lifecycle.Permit(vm, before, lifecycle.Resume); err != nil {
 		return control.Moved{}, refusal(err)
 	}

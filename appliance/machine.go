@@ -12,6 +12,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/resync"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
@@ -112,8 +113,8 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.log.OnPressure(m.pipeline.SealSoon)
-	m.resync = newResyncer(m)
-	return m, nil
+	m.resync, err = newResyncer(m)
+	return m, err
 }
 
 func (m *machine) options() shipper.Options {
@@ -145,8 +146,14 @@ func (m *machine) live() shipper.Live {
 	return shipper.Live{
 		Interval: r.Interval, ApplyInterval: r.ApplyInterval, Level: segment.Level(r.Compression),
 		Policy:    retention.Policy{Dense: r.Points.Dense, Hourly: r.Points.Hourly, Daily: r.Points.Daily},
-		Threshold: m.app.config().Resync.Threshold,
+		Threshold: m.app.config().Resync.Threshold, HoldCatchUp: m.holdCatchUp(),
 	}
+}
+
+// holdCatchUp tells whether a VM that changed too much waits for the window.
+func (m *machine) holdCatchUp() bool {
+	r := m.app.config().Resync
+	return r.Overflow == config.OverflowWindow && !r.Window.Contains(m.app.now()) && !m.resync.wishes.get().Now
 }
 
 // quota is what the VM's spool and saved blocks may take now, in bytes: what the
@@ -194,6 +201,13 @@ func (m *machine) stop(ctx context.Context) error {
 	case <-m.stopped:
 		return nil
 	}
+}
+
+// compared is one disk ready for its comparison.
+type compared struct {
+	source resync.Source
+	table  resync.Table
+	layout resync.Layout
 }
 
 // comparison wires one disk's suspect part to its table.

@@ -41,7 +41,7 @@ func pointsAt(ctx context.Context, t target.Target, vm string) (control.Points, 
 	for _, p := range doc.Points {
 		out := control.RecoveryPoint{
 			Point:       control.Point{ID: p.ID, Generation: p.Generation, Epoch: p.Epoch, Time: p.Time},
-			Consistency: control.Consistency(p.Consistency), Snapshot: p.Snapshot,
+			Consistency: control.Consistency(p.Consistency), Snapshot: p.Snapshot, Doubted: p.Doubted,
 		}
 		for _, d := range p.Disks {
 			out.Disks = append(out.Disks, control.PointDisk{Name: d.Name, VirtualSize: d.VirtualSize, ChangedBytes: d.ChangedBytes, StoredBytes: d.StoredBytes})

@@ -2,50 +2,59 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/resync"
 )
 
-// compareRetry is how long a comparison that failed waits for its next try.
+// compareRetry is how long a comparison that failed waits for its next try, and the
+// longest that the window, the scrub and what the pipeline found are not looked at.
 const compareRetry = 10 * time.Second
 
 // A comparison that fails is tried again, and says so everywhere.
 const (
 	codeComparison   = "comparison-failed"
-	actionComparison = "look at the image and at the disk of the state directory; it is tried again"
+	actionComparison = "look at the image, at the disk of the state directory and at the target; it is tried again"
 )
 
-// resyncer compares what is suspect on the disks of one VM with their tables, one
-// disk after the other.
+// runner is a comparison under way: resync.Scanner, Deep or Match.
+type runner interface {
+	Pause()
+	Resume()
+}
+
+// resyncer does the comparisons of one VM, one disk after the other: source × target
+// to find out a table, source × table of what is suspect, target × table (deep).
 type resyncer struct {
-	m    *machine
-	kick chan struct{}
+	m      *machine
+	kick   chan struct{}
+	wishes *wishes
 
 	mu struct {
 		sync.Mutex // never held over I/O
-		running    *resync.Scanner
-		reason     string         // of the running comparison
+		running    runner
+		progress   func() control.Resync // of the running one
+		stop       context.CancelCauseFunc
+		begun      bool           // a round is under way
 		last       control.Resync // the running round or the last: every disk that was compared in it
-		err        error          // why the newest round ended early
-		failures   int            // rounds that did
+		err        error          // why the newest try ended early
+		failures   int            // tries that did
 	}
 }
 
-// compared is one disk ready for its comparison.
-type compared struct {
-	source resync.Source
-	table  resync.Table
-	layout resync.Layout
-}
-
-func newResyncer(m *machine) *resyncer {
-	r := &resyncer{m: m, kick: make(chan struct{}, 1)}
+func newResyncer(m *machine) (*resyncer, error) {
+	w, err := openWishes(documents{m.app.journal}, m.log.ID())
+	if err != nil {
+		return nil, err
+	}
+	r := &resyncer{m: m, kick: make(chan struct{}, 1), wishes: w}
 	r.mu.last.State = control.ResyncIdle
-	return r
+	return r, nil
 }
 
 func (r *resyncer) wake() {
@@ -55,23 +64,22 @@ func (r *resyncer) wake() {
 	}
 }
 
-// run compares whenever something is suspect, until ctx ends. A disk without a
-// table waits for one: the pipeline's movement wakes it.
+// run compares whenever there is something to compare and its time has come, until
+// ctx ends. A disk without a table waits for one: the pipeline's movement wakes it.
 func (r *resyncer) run(ctx context.Context) {
 	for {
 		moved := r.m.pipeline.Moved()
-		err := r.compareAll(ctx)
-		r.note(err)
-		var again <-chan time.Time
-		if err != nil {
-			again = time.After(compareRetry)
+		err := r.turn(ctx)
+		if ctx.Err() != nil {
+			return
 		}
+		r.note(err)
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.kick:
 		case <-moved:
-		case <-again:
+		case <-time.After(compareRetry):
 		}
 	}
 }
@@ -89,100 +97,246 @@ func (r *resyncer) note(err error) {
 	}
 }
 
-// compareAll is one round. A disk that has no table yet, or is one no more, waits
-// for another.
-func (r *resyncer) compareAll(ctx context.Context) error {
-	begun := false
-	for _, a := range r.m.store.disksOf(r.m) {
-		if !a.disk.Suspected() {
+// turn does all that may be done now.
+func (r *resyncer) turn(ctx context.Context) error {
+	if err := r.wishes.gather(r); err != nil {
+		return err
+	}
+	if r.wishes.get().Held == heldPaused {
+		return nil
+	}
+	for _, task := range r.tasks() {
+		if !r.allowed(task) {
 			continue
 		}
-		c, ready := r.m.comparison(a.disk, a)
-		if !ready {
-			continue
+		if r.begin() {
+			r.m.resyncBegan(task.reason)
 		}
-		if !begun {
-			r.begin()
-			r.m.resyncBegan(a.disk.Recovery().Reason)
-			begun = true
-		}
-		if err := r.compare(ctx, a, c); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if !r.m.store.tracks(a) {
-				continue
-			}
-			return fmt.Errorf("compare %s: %w", a.at(), err)
+		if err := r.do(ctx, task); err != nil {
+			return err
 		}
 	}
-	if begun {
+	if len(r.tasks()) > 0 {
+		return nil
+	}
+	if r.end() {
 		r.m.resyncCompared()
 	}
-	return nil
+	return r.wishes.done()
 }
 
-// begin forgets the last round.
-func (r *resyncer) begin() {
+// task is one comparison of one disk that is to be done.
+type task struct {
+	a      *attached
+	kind   taskKind
+	reason string
+}
+
+type taskKind int
+
+const (
+	taskMatch  taskKind = iota // source × target: a table is to be found out
+	taskSource                 // source × table
+	taskDeep                   // target × table
+)
+
+// tasks are what is to be compared, the most urgent first.
+func (r *resyncer) tasks() []task {
+	var match, source, deep []task
+	matching := map[string]bool{}
+	for _, id := range r.m.pipeline.Matching() {
+		matching[id] = true
+	}
+	wanted := r.wishes.get().Deep
+	for _, a := range r.m.store.disksOf(r.m) {
+		if matching[a.disk.ID()] {
+			match = append(match, task{a, taskMatch, "its checksum table is rebuilt from the replica"})
+		}
+		if a.disk.Suspected() {
+			source = append(source, task{a, taskSource, a.disk.Recovery().Reason})
+		}
+		if w, ok := wanted[a.disk.Name()]; ok {
+			deep = append(deep, task{a, taskDeep, w.Reason})
+		}
+	}
+	return append(append(match, source...), deep...)
+}
+
+// allowed tells whether a task's time has come. What a crash left, and a table that
+// is missing, wait for nobody; the rest waits for the window, unless an operator has
+// asked for it at once.
+func (r *resyncer) allowed(t task) bool {
+	w := r.wishes.get()
+	switch {
+	case t.kind == taskMatch, t.kind == taskSource && t.reason == journal.ReasonUnclean:
+		return true
+	case w.Held == heldCancelled, t.kind == taskDeep && !r.m.pipeline.Connected():
+		return false
+	}
+	return w.Now || r.m.app.config().Resync.Window.Contains(r.m.app.now())
+}
+
+// errStopped ends a comparison that goes on later: the window closed, or it was
+// cancelled.
+var errStopped = errors.New("comparison stopped")
+
+// do runs one task, as long as the window is open for it.
+func (r *resyncer) do(ctx context.Context, t task) error {
+	inner, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	defer r.m.store.pace.Begin()()
+	defer r.closeWith(inner, t, stop)()
+	r.mu.Lock()
+	r.mu.stop = stop
+	r.mu.Unlock()
+	var err error
+	switch t.kind {
+	case taskMatch:
+		err = r.match(inner, t)
+	case taskSource:
+		err = r.compare(inner, t)
+	case taskDeep:
+		err = r.deep(inner, t)
+	}
+	r.ran()
+	if err == nil || ctx.Err() != nil || errors.Is(context.Cause(inner), errStopped) || !r.m.store.tracks(t.a) {
+		return nil
+	}
+	return fmt.Errorf("compare %s: %w", t.a.at(), err)
+}
+
+// closeWith stops a task that needs the window when that closes; the function it
+// returns ends the watch.
+func (r *resyncer) closeWith(ctx context.Context, t task, stop context.CancelCauseFunc) func() {
+	watch, end := context.WithCancel(ctx)
+	go func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for r.allowed(t) {
+			select {
+			case <-watch.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		stop(errStopped)
+	}()
+	return end
+}
+
+// start shows a comparison that begins, paused if an operator wants it so.
+func (r *resyncer) start(c runner, progress func() control.Resync) {
+	r.mu.Lock()
+	r.mu.running, r.mu.progress = c, progress
+	r.mu.Unlock()
+	if r.wishes.get().Held == heldPaused {
+		c.Pause()
+	}
+}
+
+// ran adds what a comparison did to its round.
+func (r *resyncer) ran() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mu.last = control.Resync{State: control.ResyncIdle}
+	if r.mu.progress != nil {
+		r.mu.last = sum(r.mu.last, r.mu.progress())
+	}
+	r.mu.running, r.mu.progress, r.mu.stop = nil, nil, nil
 }
 
-// compare runs one comparison and says what it found.
-func (r *resyncer) compare(ctx context.Context, a *attached, c compared) error {
-	reason := a.disk.Recovery().Reason
-	s := resync.New(resync.Deps{Source: c.source, Table: c.table, Layout: c.layout}, resync.Options{Reason: reason})
+// begin forgets the last round, unless that goes on: false.
+func (r *resyncer) begin() bool {
 	r.mu.Lock()
-	r.mu.running, r.mu.reason = s, reason
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	if r.mu.begun {
+		return false
+	}
+	r.mu.begun = true
+	r.mu.last = control.Resync{State: control.ResyncIdle, Started: r.m.app.now().UTC()}
+	return true
+}
+
+// end ends a round; false if there is none.
+func (r *resyncer) end() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.mu.begun {
+		return false
+	}
+	r.mu.begun, r.mu.last.Ended = false, r.m.app.now().UTC()
+	return true
+}
+
+// compare is source × table.
+func (r *resyncer) compare(ctx context.Context, t task) error {
+	c, ready := r.m.comparison(t.a.disk, t.a)
+	if !ready {
+		return nil
+	}
+	s := resync.New(resync.Deps{Source: c.source, Table: c.table, Layout: c.layout}, resync.Options{Reason: t.reason, Yield: r.m.store.yield})
+	r.start(s, func() control.Resync { return shown(s.Progress(), resync.Cost{}, t) })
 	report, err := s.Run(ctx)
-	r.mu.Lock()
-	r.mu.running = nil
-	r.mu.last = sum(r.mu.last, report.Progress, reason)
-	r.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	r.m.app.log.Info("compared with the checksum table", "vm", r.m.name, "disk", a.disk.Name(), "reason", reason,
+	r.m.app.log.Info("compared with the checksum table", "vm", r.m.name, "disk", t.a.disk.Name(), "reason", t.reason,
 		"compared_bytes", report.Compared, "differing_bytes", report.Differing)
 	r.m.pipeline.SealSoon()
 	return nil
 }
 
-// status is the running comparison or the last one.
+// status is the running round or the last one.
 func (r *resyncer) status() control.Resync {
+	tasks, held := r.tasks(), r.wishes.get().Held
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.mu.running == nil {
-		return r.mu.last
+	now := r.mu.last
+	if r.mu.progress != nil {
+		now = sum(now, r.mu.progress())
+		now.State = control.ResyncRunning
 	}
-	now := sum(r.mu.last, r.mu.running.Progress(), r.mu.reason)
-	now.State = control.ResyncRunning
+	switch {
+	case len(tasks) == 0 && r.mu.progress == nil:
+		return now
+	case held == heldPaused:
+		now.State = control.ResyncPaused
+	case r.mu.progress == nil:
+		now.State, now.Reason = control.ResyncWaiting, tasks[0].reason
+	}
 	return now
 }
 
-// failure is why the newest round ended early, and how many did.
+// failure is why the newest try ended early, and how many did.
 func (r *resyncer) failure() (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.mu.failures, r.mu.err
 }
 
-// sum adds one disk's comparison to a round.
-func sum(r control.Resync, p resync.Progress, reason string) control.Resync {
-	r.ComparedBytes += p.Compared
-	r.TotalBytes += p.Total
-	r.DifferingBytes += p.Differing
-	if reason != "" {
-		r.Reason = reason
+// shown is what the status says of one comparison.
+func shown(p resync.Progress, c resync.Cost, t task) control.Resync {
+	return control.Resync{ComparedBytes: p.Compared, TotalBytes: p.Total, DifferingBytes: p.Differing, Reason: t.reason,
+		Deep: t.kind == taskDeep, Requests: c.Sums + c.Reads, DownloadedBytes: c.Downloaded}
+}
+
+// sum adds one comparison to a round.
+func sum(r, c control.Resync) control.Resync {
+	r.ComparedBytes += c.ComparedBytes
+	r.TotalBytes += c.TotalBytes
+	r.DifferingBytes += c.DifferingBytes
+	r.Requests += c.Requests
+	r.DownloadedBytes += c.DownloadedBytes
+	r.Deep = r.Deep || c.Deep
+	if c.Reason != "" {
+		r.Reason = c.Reason
 	}
 	return r
 }
 
-// await returns when nothing of the VM is suspect any more, or a round failed.
+// await returns when there is nothing to compare any more, or not now, or a try
+// failed.
 func (r *resyncer) await(ctx context.Context, progress func(control.Progress)) (control.Resync, error) {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	before, _ := r.failure()
 	for {
@@ -190,7 +344,7 @@ func (r *resyncer) await(ctx context.Context, progress func(control.Progress)) (
 		if n, err := r.failure(); n != before && err != nil {
 			return now, &control.Error{Code: codeComparison, Message: err.Error(), Action: actionComparison, Exit: control.ExitFailed, Err: err}
 		}
-		if now.State == control.ResyncIdle && !r.suspect() {
+		if now.State == control.ResyncIdle || now.State == control.ResyncPaused || now.State == control.ResyncWaiting && !r.soon() {
 			return now, nil
 		}
 		if progress != nil {
@@ -204,11 +358,15 @@ func (r *resyncer) await(ctx context.Context, progress func(control.Progress)) (
 	}
 }
 
-func (r *resyncer) suspect() bool {
-	for _, a := range r.m.store.disksOf(r.m) {
-		if a.disk.Suspected() {
+// soon tells whether something that waits may begin by itself now.
+func (r *resyncer) soon() bool {
+	for _, t := range r.tasks() {
+		if r.allowed(t) {
 			return true
 		}
 	}
 	return false
 }
+
+// suspect tells whether anything of the VM is still to be compared.
+func (r *resyncer) suspect() bool { return len(r.tasks()) > 0 }

@@ -63,6 +63,9 @@ func clock(by string) func() time.Time {
 	return func() time.Time { return time.Now().Add(ahead) }
 }
 
+// always is a window that is never closed.
+const always = "resync: {window: {from: \"00:00\", to: \"00:00\"}}\n"
+
 const (
 	mib     = 1 << 20
 	timeout = 15 * time.Second // of anything a test waits for
@@ -78,6 +81,7 @@ type rig struct {
 	clock                       string         // how far a child's clock goes ahead
 	mounted                     bool           // the state directory is a file system of its own
 	signal                      syscall.Signal // of what a child dies; zero: SIGKILL
+	window                      string         // the line of resync: comparisons may run at any time, unless a test says otherwise
 	client                      *control.Client
 	app                         *Appliance // nil while it does not run
 	cancel                      context.CancelFunc
@@ -96,7 +100,7 @@ func newRig(t *testing.T) *rig {
 		t.Skip("needs /dev/fuse to mount a store: ", err)
 	}
 	dir := t.TempDir()
-	r := &rig{t: t, source: filepath.Join(dir, "source"), mount: filepath.Join(dir, "mount"), state: filepath.Join(dir, "state"),
+	r := &rig{t: t, window: always, source: filepath.Join(dir, "source"), mount: filepath.Join(dir, "mount"), state: filepath.Join(dir, "state"),
 		store: filepath.Join(dir, "target"), path: filepath.Join(dir, "vhdrelay.yaml"), socket: filepath.Join(dir, "s"), rand: rand.New(rand.NewPCG(1, 2))}
 	for _, d := range []string{r.source, r.mount, r.state} {
 		r.must(os.MkdirAll(d, 0o700))
@@ -147,7 +151,7 @@ metrics_listen: ""
 stores: [{name: main, source: %s, mount: %s}]
 target: {url: "dir://%s"}
 replication: {interval: 5s, apply_interval: 1s}
-%s`, r.state, r.socket, r.source, r.mount, r.store, r.extra)
+%s%s`, r.state, r.socket, r.source, r.mount, r.store, r.window, r.extra)
 	r.must(os.WriteFile(r.path, []byte(text), 0o600))
 	conf, err := config.Load(r.path)
 	r.must(err)

@@ -254,7 +254,6 @@ func TestResyncOnDemand(t *testing.T) {
 	}{
 		{"web", "none.img", control.ResyncOptions{}, control.ExitNotFound},
 		{"nobody", "", control.ResyncOptions{}, control.ExitNotFound},
-		{"web", "", control.ResyncOptions{Deep: true}, control.ExitRefused},
 		{"web", "", control.ResyncOptions{Cancel: true}, control.ExitRefused},
 	} {
 		_, err := r.client.Resync(r.ctx(), c.vm, c.disk, c.opts, nil)

@@ -150,7 +150,7 @@ func (m *machine) recovery(disks []control.Disk) control.Recovery {
 	return sum
 }
 
-// mark says that a disk waits for the comparison of all of it.
+// mark says that a disk waits for the comparison of all of it, or its replica does.
 type mark struct{ disk, reason string }
 
 // marked finds a disk that is suspect as a whole. The active regions of a crash are
@@ -159,6 +159,11 @@ func (m *machine) marked() mark {
 	for _, d := range m.log.Disks() {
 		if r := d.Recovery(); r.Reason != journal.ReasonUnclean && d.Suspected() {
 			return mark{d.Name(), r.Reason}
+		}
+	}
+	for _, d := range m.pipeline.Status().Disks {
+		if d.Touched != "" {
+			return mark{d.Name, d.Touched}
 		}
 	}
 	return mark{}

@@ -20,6 +20,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync"
 )
 
 // store is one served directory: it finds the images in it, gives each its
@@ -36,7 +37,8 @@ type store struct {
 	srv     *fs.Server
 	leaving atomic.Bool // we unmount it ourselves
 	watcher watcher
-	volumes fs.Volumes // nil: the store itself
+	volumes fs.Volumes   // nil: the store itself
+	pace    *resync.Pace // shared by the comparisons of its disks
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
@@ -79,7 +81,7 @@ type note struct {
 }
 
 func newStore(app *Appliance, conf config.Store) *store {
-	s := &store{app: app, conf: conf, log: app.log.With("store", conf.Name)}
+	s := &store{app: app, conf: conf, log: app.log.With("store", conf.Name), pace: resync.NewPace(0, 0)}
 	s.mu.images, s.mu.untracked, s.mu.moved = map[fileID]*attached{}, map[fileID]note{}, map[string]string{}
 	return s
 }
@@ -102,7 +104,7 @@ func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
 	if a == nil {
 		return nil
 	}
-	return a.disk
+	return timed{a.disk, s.pace}
 }
 
 // untrackedLocked serves an image without its tracker.

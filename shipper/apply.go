@@ -96,6 +96,8 @@ func (v *VM) liveRecords() []catalog.Record {
 
 // applyDisk folds the segments after the replica's newest snapshot into it.
 func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error {
+	d.round.Lock()
+	defer d.round.Unlock()
 	key := d.state.get().Key
 	snaps, err := v.snapshots(ctx, key)
 	if err != nil {
@@ -122,6 +124,9 @@ func (v *VM) applyDisk(ctx context.Context, d *disk, end catalog.PointID) error 
 		}
 	}
 	v.opts.Hook(PointAfterPuts)
+	if err := v.doubtFrom(ctx, d, end); err != nil {
+		return err
+	}
 	return r.seal(ctx, end, catalog.KindApply)
 }
 

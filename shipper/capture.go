@@ -36,8 +36,11 @@ func (v *VM) captureStep(ctx context.Context) error {
 		return err
 	}
 	disks := v.disksIn(StageComplete)
+	if len(disks) == 0 || v.matching() {
+		return nil
+	}
 	v.markOverflow(disks)
-	if len(disks) == 0 || v.pausedByQuota() {
+	if v.pausedByQuota() || v.heldForWindow() {
 		return nil
 	}
 	now := v.opts.Now()

@@ -19,7 +19,8 @@ func (v *VM) connectStep(ctx context.Context) error {
 	if err := v.openTarget(ctx); err != nil {
 		return err
 	}
-	if err := v.lost(); err != nil {
+	adopt := v.state.get().Adopt
+	if err := v.lost(); err != nil && !adopt {
 		return err
 	}
 	var doc catalog.VMDoc
@@ -37,10 +38,12 @@ func (v *VM) connectStep(ctx context.Context) error {
 		return err
 	case ours == 0 && v.foundedByUs(doc):
 		return v.adoptGeneration(ctx, doc)
-	case ours == 0 && !v.sameHost(doc):
-		return foreign(v.opts.Name, doc)
-	case ours == 0:
+	case ours == 0 && v.sameHost(doc):
 		return v.takeOver(ctx, doc, "this host replicated the VM before and its state is gone")
+	case adopt && doc.Generation != ours:
+		return v.takeOver(ctx, doc, "asked for by an operator")
+	case ours == 0:
+		return foreign(v.opts.Name, doc)
 	case doc.Generation != ours && v.takingOver(doc):
 		return v.takeOver(ctx, doc, "a takeover of ours was interrupted")
 	case doc.Generation != ours:
@@ -116,8 +119,8 @@ func (v *VM) reconcile(ctx context.Context, doc catalog.VMDoc) error {
 	if why != "" {
 		return v.takeOver(ctx, now, why)
 	}
-	if v.state.get().TakingOver != 0 { // it did not come as far as vm.json, and is not needed any more
-		if err := v.state.update(func(s *vmRecord) { s.TakingOver = 0 }); err != nil {
+	if st := v.state.get(); st.TakingOver != 0 || st.Adopt { // it did not come as far as vm.json, and is not needed any more
+		if err := v.state.update(func(s *vmRecord) { s.TakingOver, s.Adopt = 0, false }); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,10 @@ type disk struct {
 	state   *document[diskRecord]
 	cutFrom extent.FileBlock // where the next cut of its change set begins; the capture stage's
 
+	// round is held from the first to the last request of a round that changes the
+	// replica, and while a comparison decides what to look at. Held over network I/O.
+	round sync.Mutex
+
 	mu struct {
 		sync.Mutex // held over the table's local I/O when it is replaced or forgets
 		info       image.Info
@@ -121,10 +125,11 @@ func (v *VM) Forget(diskID string, ranges []FileRange) error {
 }
 
 // Table is the checksum table of a disk and its layout, for a comparison; false
-// while it has none, or one that a redo is still to change.
+// while it has none, or one that a redo is still to change, or that is found out by
+// a comparison with the replica: until then nothing is known that could differ.
 func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
 	d := v.diskByID(diskID)
-	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().TableReady {
+	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().TableReady || d.state.get().Matching {
 		return nil, image.Layout{}, false
 	}
 	info, _ := d.info()

@@ -53,6 +53,12 @@ func foreign(vm string, doc catalog.VMDoc) error {
 		Err:    fmt.Errorf("vm %s: replicated by host %s: %w", vm, doc.Owner.Host, ErrForeign)}
 }
 
+func seeded(vm, blob string) error {
+	return &Problem{Code: "replica-exists", Class: retry.NonRecoverable,
+		Action: "to use what is there run: vhdrelay adopt " + vm + "; else delete the blob and run: vhdrelay sync " + vm,
+		Err:    fmt.Errorf("vm %s: %s was put there by somebody else: %w", vm, blob, ErrForeign)}
+}
+
 func targetLost(vm, what string) error {
 	return &Problem{Code: "target-lost", Class: retry.NonRecoverable,
 		Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,

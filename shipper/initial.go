@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
@@ -53,9 +54,14 @@ func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 	if err := v.enroll(ctx, d, info); err != nil {
 		return err
 	}
+	d.round.Lock()
+	defer d.round.Unlock()
 	r, err := v.openReplica(ctx, d)
 	if err != nil {
 		return err
+	}
+	if d.state.get().Seed {
+		return v.takeSeed(ctx, d, r, info)
 	}
 	if err := v.prepareReplica(ctx, d, r, info); err != nil {
 		return err
@@ -74,7 +80,8 @@ func (v *VM) enroll(ctx context.Context, d *disk, info image.Info) error {
 			return err
 		}
 		err = d.state.update(func(s *diskRecord) {
-			*s = diskRecord{Key: key, Stage: StageInitial, Lease: newLease(), VirtualSize: info.VirtualSize, Former: s.Former}
+			*s = diskRecord{Key: key, Stage: StageInitial, Lease: newLease(), VirtualSize: info.VirtualSize, Former: s.Former, Seed: s.Seed,
+				Birth: 1 + rand.Int64N(1<<40)}
 		})
 		if err != nil {
 			return err
@@ -83,14 +90,48 @@ func (v *VM) enroll(ctx context.Context, d *disk, info image.Info) error {
 	if err := v.listDisk(ctx, d, info); err != nil {
 		return err
 	}
-	name := catalog.ReplicaName(v.opts.Name, d.state.get().Key)
+	return v.createReplica(ctx, d, info)
+}
+
+// createReplica makes the disk's replica. The key was chosen so that no disk of
+// the VM has it; what is there all the same is our own first attempt, which its
+// sequence number tells, or was put there by others.
+func (v *VM) createReplica(ctx context.Context, d *disk, info image.Info) error {
+	st := d.state.get()
+	name := catalog.ReplicaName(v.opts.Name, st.Key)
 	err := v.repeat(ctx, func(ctx context.Context) error {
-		return v.target.CreatePages(ctx, name, image.ReplicaSize(info.VirtualSize), 1)
+		return v.target.CreatePages(ctx, name, image.ReplicaSize(info.VirtualSize), max(st.Birth, 1))
 	})
 	if errors.Is(err, target.ErrExists) {
-		return nil // ours: the key was chosen so that nobody else's has it
+		if st.Created || st.Birth == 0 {
+			return nil // of an earlier step of ours
+		}
+		return v.foundReplica(ctx, d, name)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return d.state.update(func(s *diskRecord) { s.Created, s.Seed = true, false }) // what is new is all zeros: nothing to compare
+}
+
+// foundReplica decides about a blob that is there although we have not come to
+// count it.
+func (v *VM) foundReplica(ctx context.Context, d *disk, name string) error {
+	var p target.Properties
+	err := v.repeat(ctx, func(ctx context.Context) (err error) {
+		p, err = v.target.Properties(ctx, name, "")
+		return err
+	})
+	switch st := d.state.get(); {
+	case err != nil:
+		return err
+	case p.Sequence == st.Birth:
+		return d.state.update(func(s *diskRecord) { s.Created, s.Seed = true, false })
+	case st.Seed:
+		v.opts.Log.Info("a replica that others put there is adopted", "disk", d.src.Name(), "blob", name, "bytes", p.Size)
+		return d.state.update(func(s *diskRecord) { s.Created = true })
+	}
+	return seeded(v.opts.Name, name)
 }
 
 // chooseKey gives the disk a name at the target that no other disk of the VM ever had.
@@ -108,6 +149,37 @@ func (v *VM) chooseKey(ctx context.Context, d *disk) (string, error) {
 		key = fmt.Sprintf("%s~%d", d.src.Name(), n)
 	}
 	return key, nil
+}
+
+// takeSeed makes a replica of what is at the target already: a fixed VHD of the
+// disk's size, whatever its content, with a table that knows nothing. The snapshot
+// is where folds start; the comparison then finds what need not be sent.
+func (v *VM) takeSeed(ctx context.Context, d *disk, r *replica, info image.Info) error {
+	if err := d.src.Datasync(); err != nil { // as in initTable
+		return fmt.Errorf("sync the image: %w", err)
+	}
+	if _, err := r.resize(ctx, diskBlocks(info.VirtualSize), info.VirtualSize); err != nil {
+		return err
+	}
+	if err := r.putFooter(ctx, info); err != nil {
+		return err
+	}
+	t, err := v.newTable(d, info.VirtualSize)
+	if err != nil {
+		return err
+	}
+	if err := d.publishTable(t); err != nil {
+		return err
+	}
+	err = d.state.update(func(s *diskRecord) {
+		s.TableReady, s.VirtualSize, s.MostBytes = true, info.VirtualSize, info.VirtualSize
+		s.Matching, s.MatchedTo, s.Resized = true, 0, true
+	})
+	if err != nil {
+		return err
+	}
+	v.setCatchUp("disk " + d.src.Name() + " is compared with the replica that was there")
+	return v.complete(ctx, d, r, info)
 }
 
 // listDisk writes the disk into vm.json as it is now.
@@ -363,7 +435,7 @@ func (v *VM) enterEpochs(d *disk) error {
 	v.captureGate.Lock()
 	defer v.captureGate.Unlock()
 	base := v.deps.Volume.LastEpoch()
-	return d.state.update(func(s *diskRecord) { s.Stage, s.Base = StageComplete, base })
+	return d.state.update(func(s *diskRecord) { s.Stage, s.Base, s.Seed = StageComplete, base, false })
 }
 
 // readLive fills p with the blocks of run as the image has them now; beyond the

@@ -26,7 +26,10 @@ func (v *VM) pruneStep(ctx context.Context) error {
 		v.opts.Log.Debug("recovery points pruned", "points", len(result.Records), "segments", len(result.Segments), "snapshots", len(result.Snapshots))
 		v.forgetRecords(result.Records)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return v.pruneDoubts(ctx)
 }
 
 func (v *VM) forgetRecords(gone []catalog.PointID) {

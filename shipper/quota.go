@@ -82,6 +82,15 @@ func (v *VM) unshippedOf(id string) int64 {
 	return n
 }
 
+// heldForWindow tells whether a VM that changed too much waits for the window to
+// catch up (resync.overflow). An operator who asks does not wait.
+func (v *VM) heldForWindow() bool {
+	v.mu.Lock()
+	marked := v.mu.catchUp != ""
+	v.mu.Unlock()
+	return marked && v.live().HoldCatchUp && !v.forced()
+}
+
 func (v *VM) setCatchUp(why string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -309,11 +318,7 @@ func (v *VM) segmentRanges(m *spool.Manifest, md spool.ManifestDisk) ([]DiskRang
 	if err != nil {
 		return nil, err
 	}
-	var all extent.Set[extent.DiskBlock]
-	for e := range r.All() {
-		all.Add(e.Range)
-	}
-	return all.Ranges(), nil
+	return rangesOf(r), nil
 }
 
 // redo brings local state to where it was going before a crash: tables after

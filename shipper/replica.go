@@ -17,6 +17,7 @@ import (
 // can land in it (AZURE.md 0.8).
 type replica struct {
 	vm    *VM
+	disk  *disk
 	key   string // the disk's name in blob names
 	name  string
 	lease string
@@ -25,14 +26,46 @@ type replica struct {
 	etag  string
 }
 
-// open takes the lease (again) and raises the sequence number.
+// openReplica takes the lease (again) and raises the sequence number. A replica
+// that is not as we left it is noted: others wrote to it. From here on until the
+// seal its ETag says nothing.
 func (v *VM) openReplica(ctx context.Context, d *disk) (*replica, error) {
 	st := d.state.get()
-	r := &replica{vm: v, key: st.Key, name: catalog.ReplicaName(v.opts.Name, st.Key), lease: st.Lease}
+	r := &replica{vm: v, disk: d, key: st.Key, name: catalog.ReplicaName(v.opts.Name, st.Key), lease: st.Lease}
 	if err := v.takeLease(ctx, r.name, r.lease); err != nil {
 		return nil, err
 	}
+	if st.ETag != "" {
+		if err := r.begin(ctx, st.ETag); err != nil {
+			return nil, err
+		}
+	}
 	return r, r.raise(ctx)
+}
+
+// begin ends what the ETag of the last seal stands for.
+func (r *replica) begin(ctx context.Context, left string) error {
+	var p target.Properties
+	err := r.vm.repeat(ctx, func(ctx context.Context) (err error) {
+		p, err = r.vm.target.Properties(ctx, r.name, "")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if p.ETag != left {
+		return r.vm.noteTouched(r.disk)
+	}
+	return r.disk.note(func(s *diskRecord) { s.ETag = "" })
+}
+
+// note is state.update; of a disk that left meanwhile nobody need know it.
+func (d *disk) note(change func(*diskRecord)) error {
+	err := d.state.update(change)
+	if errors.Is(err, errRetired) {
+		return nil
+	}
+	return err
 }
 
 // takeLease acquires the infinite lease under our id. A lease that is gone or
@@ -96,7 +129,7 @@ func (r *replica) seal(ctx context.Context, at catalog.PointID, kind string) err
 	if err != nil {
 		return fmt.Errorf("snapshot of %s at %s: %w", r.name, at, err)
 	}
-	return nil
+	return r.disk.note(func(s *diskRecord) { s.ETag = r.etag })
 }
 
 // hasSnapshot looks for the answer that was lost.
@@ -131,11 +164,11 @@ func (v *VM) checkGeneration(ctx context.Context) error {
 	return nil
 }
 
-// noteDescribed keeps what vm.json says of the disks.
+// noteDescribed keeps what vm.json says of the disks and their points.
 func (v *VM) noteDescribed(doc catalog.VMDoc) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.mu.described = slices.Clone(doc.Disks)
+	v.mu.described, v.mu.doubts = slices.Clone(doc.Disks), slices.Clone(doc.Doubts)
 }
 
 // generation is ours, the one that we are taking over included.

@@ -17,6 +17,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
+	"github.com/vhdrelay/vhdrelay/resync"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/restore"
@@ -58,6 +59,7 @@ type rig struct {
 	vm        *VM
 	closed    bool // no process runs
 	connected bool
+	matched   resync.DeepReport // all matches together
 
 	oracle    map[string]map[string][]byte // by epoch UUID and disk name
 	counted   map[catalog.PointID]string   // points that were counted, and their epoch UUID
@@ -251,7 +253,7 @@ func (r *rig) connect(ctx context.Context) error {
 // cycle is one turn of every stage.
 func (r *rig) cycle() error {
 	v := r.vm
-	return r.run(r.connect, v.initialStep, v.captureStep, v.shipStep, v.applyStep)
+	return r.run(r.connect, v.initialStep, r.match, v.captureStep, v.shipStep, v.applyStep)
 }
 
 // quiesce runs until everything is at the target, without faults.
@@ -275,6 +277,30 @@ func (r *rig) quiesce() {
 		}
 	}
 	r.t.Fatalf("no quiet: %v; status %+v", err, r.vm.Status())
+}
+
+// match finds out the tables that wait for it, as the appliance does.
+func (r *rig) match(ctx context.Context) error {
+	for _, id := range r.vm.Matching() {
+		w, err := r.vm.OpenView(ctx, id, "")
+		if err != nil {
+			return err
+		}
+		d := r.vm.diskByID(id)
+		info, _ := d.info()
+		m := resync.NewMatch(resync.MatchDeps{Source: d.src, Layout: info.Layout(), Table: d.table(), Replica: w,
+			Passed: func(b extent.DiskBlock) error { return r.vm.NoteMatched(id, b) }}, resync.Options{})
+		report, err := m.Run(ctx, r.vm.MatchedTo(id))
+		if err := errors.Join(err, w.Close(ctx)); err != nil {
+			return err
+		}
+		r.matched.Differing += report.Differing
+		r.matched.Downloaded += report.Downloaded
+		if err := r.vm.EndMatch(id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *rig) quiet() bool {

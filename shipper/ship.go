@@ -101,7 +101,7 @@ func (v *VM) shipInGate(ctx context.Context, m *spool.Manifest) error {
 	}
 	v.opts.Hook(PointAfterCounted)
 	v.noteShipped(v.cycleOf(m))
-	return v.releaseShipped()
+	return errors.Join(v.releaseShipped(), v.settleDoubts(ctx))
 }
 
 // judgeAgain leaves an epoch open if an entry has become unknown since its

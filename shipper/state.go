@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
 
@@ -37,6 +38,8 @@ type vmRecord struct {
 	Carried []string `json:"carried,omitempty"`
 	// Distrust is why the next connection opens a new generation, "" if it need not.
 	Distrust string `json:"distrust,omitempty"`
+	// Adopt: an operator wants the VM, whoever has it.
+	Adopt bool `json:"adopt,omitempty"`
 }
 
 // diskRecord is the durable state of one disk's replication.
@@ -51,8 +54,27 @@ type diskRecord struct {
 	// Resized: the next epoch carries the size even if nothing else differs.
 	Resized bool `json:"resized,omitempty"`
 	// Gone: the disk left the VM, and epochs went by that do not carry it.
-	Gone   bool        `json:"gone,omitempty"`
-	Former []formerKey `json:"former,omitempty"`
+	Gone bool `json:"gone,omitempty"`
+	// Birth is the sequence number that the replica is created with, by which a blob
+	// that is there already is told from our own first attempt; Created: it is ours.
+	Birth   int64 `json:"birth,omitempty"`
+	Created bool  `json:"created,omitempty"`
+	// Seed: the replica is not ours, and is to be compared instead of cleared.
+	Seed bool `json:"seed,omitempty"`
+	// Matching: the table is found out by comparing source and replica, which is done
+	// up to block MatchedTo; nothing is captured before.
+	Matching  bool             `json:"matching,omitempty"`
+	MatchedTo extent.DiskBlock `json:"matched_to,omitempty"`
+	// ETag is the replica's after our last seal, "" while a round of puts is under way.
+	ETag string `json:"etag,omitempty"`
+	// Touched is why the replica may not hold what it should, "" if nothing says so.
+	Touched string `json:"touched,omitempty"`
+	// Verified is the newest snapshot that a comparison found to be what it should.
+	Verified catalog.PointID `json:"verified,omitzero"`
+	// RepairAfter: damage was found, and the first point after this epoch is good
+	// again; 0: nothing to repair.
+	RepairAfter uint64      `json:"repair_after,omitempty"`
+	Former      []formerKey `json:"former,omitempty"`
 }
 
 // formerKey is a name in blob names that the disk had up to an epoch.

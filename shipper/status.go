@@ -43,9 +43,12 @@ type DiskStatus struct {
 	Stage                     Stage
 	InitialDone, InitialTotal int64
 	Pending                   int64
-	Unknown                   int64 // bytes whose content at the target is unknown
-	Unshipped                 int64 // changed bytes that the target does not hold, in the spool or not
-	Err                       error // the image cannot be read as what it is
+	Unknown                   int64  // bytes whose content at the target is unknown
+	Unshipped                 int64  // changed bytes that the target does not hold, in the spool or not
+	Touched                   string // why the replica may not hold what it should, "" if nothing says so
+	Repairing                 bool   // damage was found, and the point that repairs it is to come
+	Matching                  bool   // its table is found out by a comparison with the replica
+	Err                       error  // the image cannot be read as what it is
 }
 
 // Status may be asked at any time; it does no network I/O.
@@ -87,6 +90,7 @@ func (d *disk) status() DiskStatus {
 	ds := DiskStatus{ID: d.src.ID(), Name: d.src.Name(), Format: info.Format, VirtualSize: info.VirtualSize, Stage: st.Stage, Err: err}
 	ds.Pending = d.src.PendingBlocks() * extent.BlockSize
 	ds.InitialTotal = info.VirtualSize
+	ds.Touched, ds.Repairing, ds.Matching = st.Touched, st.RepairAfter > 0, st.Stage == StageComplete && st.Matching
 	if t := d.table(); t != nil {
 		ds.Unknown = t.UnknownCount() * extent.BlockSize
 		ds.InitialDone = max(0, info.VirtualSize-ds.Unknown)

@@ -13,11 +13,17 @@ import (
 
 // takeOver makes us the writer of a new generation; every step may be repeated
 // (DESIGN §4, takeover). What was in the spool belongs to the old generation and
-// goes; the tables are forgotten, so that the next captures compare and carry all.
+// goes; the tables are forgotten, and found out anew by a comparison of source and
+// replica before the next capture.
 // from is the vm.json that we decided on.
 func (v *VM) takeOver(ctx context.Context, from catalog.VMDoc, why string) error {
 	v.captureGate.Lock()
 	defer v.captureGate.Unlock()
+	if v.state.get().Adopt { // asked for by who knows of the other writer
+		v.mu.Lock()
+		v.mu.lostTo = nil
+		v.mu.Unlock()
+	}
 	v.opts.Log.Warn("taking the VM over with a new generation", "why", why)
 	doc, err := v.raiseGeneration(ctx, from.Generation)
 	if err != nil {
@@ -43,7 +49,7 @@ func (v *VM) takeOver(ctx context.Context, from catalog.VMDoc, why string) error
 	}
 	v.setCatchUp(why)
 	err = v.state.update(func(s *vmRecord) {
-		s.Version, s.Generation, s.TakingOver, s.Distrust = stateVersion, doc.Generation, 0, ""
+		s.Version, s.Generation, s.TakingOver, s.Distrust, s.Adopt = stateVersion, doc.Generation, 0, "", false
 		s.Recorded, s.RecordedAt, s.ApplyEnd, s.Applied = cut, newestOf(records).Time, cut, cut
 		s.Unrecorded, s.UnrecordedThrough, s.Carried = nil, 0, nil
 	})
@@ -156,12 +162,12 @@ func (v *VM) recoverDisk(ctx context.Context, d *disk, have catalog.DiskDoc, rec
 	if err != nil {
 		return err
 	}
-	next := diskRecord{Key: have.ID, Stage: StageInitial, Lease: newLease(), Former: d.state.get().Former}
+	next := diskRecord{Key: have.ID, Stage: StageInitial, Lease: newLease(), Former: d.state.get().Former, Created: true}
 	if len(snaps) == 0 {
-		// Its initial replication never ended; nothing at the target is worth keeping.
+		next.Seed = true // its initial replication never ended; what came so far need not come again
 		return d.state.update(func(s *diskRecord) { *s = next })
 	}
-	next.VirtualSize, next.Resized, next.Base = have.VirtualSize, true, v.deps.Volume.LastEpoch()
+	next.VirtualSize, next.Resized, next.Base, next.Matching = have.VirtualSize, true, v.deps.Volume.LastEpoch(), true
 	next.MostBytes = v.mostBytes(d, have, snaps, records)
 	if err := d.state.update(func(s *diskRecord) { *s = next }); err != nil {
 		return err

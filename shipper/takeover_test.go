@@ -310,7 +310,7 @@ func TestI7_FirstPointOfAGenerationCarriesEverything(t *testing.T) {
 		r.must(r.run(r.vm.connectStep, r.vm.initialStep))
 		r.discard("a.raw", 0, 200*kib)
 		o := r.other("machine")
-		o.must(o.run(o.connect, o.vm.initialStep, o.vm.captureStep, o.vm.shipStep))
+		o.must(o.run(o.connect, o.vm.initialStep, o.match, o.vm.captureStep, o.vm.shipStep))
 		if records := o.check(); len(records) != 1 {
 			t.Errorf("%d points", len(records))
 		}

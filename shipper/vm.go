@@ -66,6 +66,9 @@ type Live struct {
 	Level         segment.Level
 	Policy        retention.Policy
 	Threshold     float64 // part of a disk that may be changed and unshipped before the VM is marked, 0 … 1
+	// HoldCatchUp: a VM that is marked because too much changed waits before it
+	// catches up (resync.overflow: window, outside of the window).
+	HoldCatchUp bool
 }
 
 // Deps are the parts a pipeline works on.
@@ -125,6 +128,7 @@ type VM struct {
 		givingUp     bool              // a give-up waits for the ship stage
 		unsettled    Epoch             // its manifest could not be committed nor unlinked
 		described    []catalog.DiskDoc // the disks as vm.json has them, after we wrote or read it
+		doubts       []catalog.Doubt   // the same of points that may not be what they should
 		giveUpFrom   uint64            // a spooled epoch that cannot be shipped; 0: none
 		unfinished   *unfinished       // an epoch with its manifest, not yet with its table
 		lastSeal     time.Time
@@ -137,6 +141,7 @@ type VM struct {
 		idleAt       time.Time   // when the VM was last found idle
 		unchanged    time.Time   // what unchanged_until was last set to
 		stopShipping context.CancelCauseFunc
+		restart      context.CancelCauseFunc // has the stages begin again; nil before they run
 		changed      chan struct{}
 	}
 }
@@ -277,19 +282,19 @@ func (v *VM) missedEpochs(id string, st diskRecord) bool {
 }
 
 // reopenTable opens the table of a disk that comes back. A table that is lost or
-// damaged must not keep a guest from its disk: a new one knows nothing, and
-// captures carry what the target may hold already.
+// damaged must not keep a guest from its disk: a new one knows nothing, and is
+// found out by a comparison with the replica.
 func (v *VM) reopenTable(d *disk) error {
 	err := v.openTable(d)
 	if err == nil {
 		return nil
 	}
-	v.opts.Log.Error("checksum table is lost; the disk is captured anew", "disk", d.src.Name(), "code", "table-lost", "cause", err, "action", "look at the state directory's disk")
+	v.opts.Log.Error("checksum table is lost; it is rebuilt from the replica", "disk", d.src.Name(), "code", "table-lost", "cause", err, "action", "look at the state directory's disk")
 	if d.state.get().Stage != StageComplete { // the initial replication begins again
 		return d.state.update(func(r *diskRecord) { r.TableReady = false })
 	}
 	st := d.state.get()
-	if err := d.state.update(func(r *diskRecord) { r.Resized = true }); err != nil {
+	if err := d.state.update(func(r *diskRecord) { r.Resized, r.Matching, r.MatchedTo = true, true, 0 }); err != nil {
 		return err
 	}
 	t, err := v.newTable(d, max(st.VirtualSize, st.MostBytes))
@@ -381,13 +386,32 @@ func (v *VM) Run(ctx context.Context) error {
 		return nil
 	}
 	v.notify()
+	for {
+		inner, cancel := context.WithCancelCause(ctx)
+		v.mu.Lock()
+		v.mu.restart = cancel
+		v.mu.Unlock()
+		err := v.runStages(inner)
+		again := errors.Is(context.Cause(inner), errRestart)
+		cancel(nil)
+		if !again || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// errRestart has the stages begin again, with the connection.
+var errRestart = errors.New("stages begin again")
+
+// runStages runs them until ctx ends.
+func (v *VM) runStages(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { v.capture.run(ctx); return nil })
 	g.Go(func() error {
 		if !v.connect.until(ctx) {
 			return nil
 		}
-		close(v.connected)
+		v.noteConnected()
 		for _, s := range []*stage{v.ship, v.apply, v.initial, v.prune} {
 			g.Go(func() error { s.run(ctx); return nil })
 		}

@@ -77,7 +77,8 @@ func TestSyncAndResyncCommands(t *testing.T) {
 	r := newRig(t)
 	r.serve(t)
 	golden(t, "sync", r.session("sync web01", "sync web01 --wait", "sync web01 --wait --json", "sync open01", "sync open01 --wait",
-		"sync lost01", "sync nobody", "resync web01/sub/os.vhd", "resync web01 --now", "resync web01/a --now --json", "resync nobody/x", "resync web01/"))
+		"sync lost01", "sync nobody", "resync web01/sub/os.vhd", "resync web01 --now", "resync web01/a --now --json", "resync nobody/x", "resync web01/",
+		"resync web01/a --deep --now", "resync web01 --cancel", "resync web01 --cancel --now", "adopt web01", "adopt web01 --json", "adopt nobody", "adopt"))
 }
 
 func TestPointsExportVerifyCommands(t *testing.T) {
@@ -203,7 +204,7 @@ func TestEveryCommandDocumentsItself(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := "check-config export image info jobs journal check journal dump pause points preflight protect resume resync serve status sync unmount unprotect verify version"
+	want := "adopt check-config export image info jobs journal check journal dump pause points preflight protect resume resync serve status sync unmount unprotect verify version"
 	if got := strings.ReplaceAll(strings.Join(names, " "), "vhdrelay ", ""); got != want {
 		t.Errorf("commands: %s, want %s", got, want)
 	}

@@ -74,7 +74,11 @@ func printPoints(w io.Writer, p control.Points) error {
 			if point.Snapshot {
 				snapshot = "yes"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", point.ID, point.Time.UTC().Format(timeForm), point.Consistency,
+			consistency := string(point.Consistency)
+			if point.Doubted {
+				consistency += ", replica in doubt"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", point.ID, point.Time.UTC().Format(timeForm), consistency,
 				snapshot, bytesText(changed), bytesText(stored), len(point.Disks))
 		}
 		// A tabwriter over a bytes.Buffer cannot fail.

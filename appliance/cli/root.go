@@ -55,7 +55,7 @@ func (a *app) root() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVar(&a.configPath, "config", config.DefaultPath, "configuration file")
 	root.AddCommand(
-		a.serveCommand(), a.checkConfigCommand(), a.preflightCommand(), a.statusCommand(), a.jobsCommand(), a.syncCommand(), a.resyncCommand(), a.pointsCommand(),
+		a.serveCommand(), a.checkConfigCommand(), a.preflightCommand(), a.statusCommand(), a.jobsCommand(), a.syncCommand(), a.resyncCommand(), a.adoptCommand(), a.pointsCommand(),
 		a.exportCommand(), a.verifyCommand(), a.pauseCommand(), a.resumeCommand(), a.protectCommand(), a.unprotectCommand(), a.imageCommand(), a.unmountCommand(), a.journalCommand(), a.versionCommand(),
 	)
 	return root

@@ -123,11 +123,25 @@ func (b *backend) Resync(_ context.Context, vm, disk string, o control.ResyncOpt
 	if vm != "web01" {
 		return control.Resync{}, errNoVM
 	}
+	if o.Cancel {
+		return control.Resync{}, control.Refused("nothing-to-cancel", "vhdrelay status web01 says what runs", "VM web01 has no comparison that could be cancelled")
+	}
 	if !o.Now {
 		return control.Resync{State: control.ResyncWaiting, TotalBytes: 1 << 30, Reason: "asked for " + disk}, nil
 	}
 	progress(control.Progress{Stage: "comparing", Item: disk, Done: 1 << 29, Total: 1 << 30})
+	if o.Deep {
+		return control.Resync{State: control.ResyncIdle, Deep: true, ComparedBytes: 1 << 30, TotalBytes: 1 << 30, DifferingBytes: 8192, Requests: 260, DownloadedBytes: 2 << 20}, nil
+	}
 	return control.Resync{State: control.ResyncIdle, ComparedBytes: 1 << 30, TotalBytes: 1 << 30, DifferingBytes: 8192}, nil
+}
+
+func (b *backend) Adopt(_ context.Context, vm string, progress func(control.Progress)) (control.Resync, error) {
+	if vm != "web01" {
+		return control.Resync{}, errNoVM
+	}
+	progress(control.Progress{Stage: "comparing", Done: 1 << 29, Total: 1 << 30})
+	return control.Resync{State: control.ResyncIdle, ComparedBytes: 1 << 30, TotalBytes: 1 << 30, Reason: "asked for by an operator"}, nil
 }
 
 func (b *backend) JournalCheck(context.Context) error { return nil }

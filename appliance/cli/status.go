@@ -124,9 +124,11 @@ func (a *app) resyncCommand() *cobra.Command {
 	var opts control.ResyncOptions
 	var asJSON bool
 	cmd := a.command(spec{
-		use: "resync VM[/DISK] [--now] [--json]", short: "Compare disks with what the target holds", args: cobra.ExactArgs(1),
-		long: "Reads the disks, compares every block with its checksum and ships what differs with the ordinary epochs. Tracking\n" +
-			"goes on meanwhile. Without --now it starts in the window of the configuration (resync.window).",
+		use: "resync VM[/DISK] [--deep] [--now] | --cancel [--json]", short: "Compare disks with what the target holds", args: cobra.ExactArgs(1),
+		long: "Reads the disks, compares every block with its checksum and ships what differs with the ordinary epochs. With --deep\n" +
+			"the replica at the target is compared instead: the target computes checksums, and only what differs is read back; the\n" +
+			"next recovery point repairs it. Tracking goes on meanwhile. Without --now it runs in the window of the configuration\n" +
+			"(resync.window). A comparison that was interrupted goes on where it was. --cancel ends it; what was compared stays so.",
 		exits: []control.Exit{control.ExitConfig, control.ExitUnreachable, control.ExitNotFound, control.ExitRefused},
 		run: func(ctx context.Context, args []string) error {
 			vm, disk, err := splitDisk(args[0])
@@ -150,6 +152,39 @@ func (a *app) resyncCommand() *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&opts.Now, "now", false, "start at once")
+	cmd.Flags().BoolVar(&opts.Deep, "deep", false, "compare the replica at the target")
+	cmd.Flags().BoolVar(&opts.Cancel, "cancel", false, "end the comparison that runs or waits")
+	cmd.MarkFlagsMutuallyExclusive("cancel", "deep")
+	cmd.MarkFlagsMutuallyExclusive("cancel", "now")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (a *app) adoptCommand() *cobra.Command {
+	var asJSON bool
+	cmd := a.command(spec{
+		use: "adopt VM [--json]", short: "Take over a VM that another machine replicated, or a seeded replica", args: cobra.ExactArgs(1),
+		long: "Makes this host the one that replicates the VM: the other one is shut out for good. The disks are compared with the\n" +
+			"replicas at the target, and nothing is sent that is there already; the recovery points stay. It also takes fixed VHDs\n" +
+			"that another tool put at the place of the replicas. Shut the VM down on the other host first.",
+		exits: []control.Exit{control.ExitConfig, control.ExitUnreachable, control.ExitNotFound, control.ExitRefused},
+		run: func(ctx context.Context, args []string) error {
+			daemon, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			m := newMeter(a.Deps)
+			res, err := daemon.Adopt(ctx, args[0], m.update)
+			m.close()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(res)
+			}
+			return a.print("%s", resyncText(res))
+		},
+	})
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

@@ -37,6 +37,8 @@ const (
 	MaxSpoolLimit     = 1 << 50
 	MinBandwidthLimit = 16 << 10
 	MaxBandwidthLimit = 1 << 40
+	MinScrub          = Day
+	MaxScrub          = 365 * Day
 	MinThreshold      = 0.01
 	MaxThreshold      = 1.0
 	// MaxSocketPath is the length of a unix socket's path that fits sockaddr_un, see unix(7).
@@ -158,6 +160,8 @@ type Resync struct {
 	// Threshold is the share of a disk's size that may be changed and unshipped before the disk is marked.
 	Threshold float64
 	Overflow  Overflow
+	// Scrub is how often each disk's replica is compared with its checksum table, 0 for never by itself.
+	Scrub time.Duration
 }
 
 // Default returns the configuration of an empty file: it lacks stores and a target.

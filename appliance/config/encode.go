@@ -106,5 +106,6 @@ func (rs Resync) items() yaml.MapSlice {
 		{Key: "window", Value: rs.Window.items()},
 		{Key: "threshold", Value: fmt.Sprintf("%g", rs.Threshold)},
 		{Key: "overflow", Value: string(rs.Overflow)},
+		{Key: "scrub", Value: shortDuration(rs.Scrub)},
 	}
 }

@@ -24,7 +24,7 @@ var golden = []struct {
 	{"unknown key, near", wrong(okStores, okTarget, "control_sockt: /run/x"), []string{
 		`t.yaml:3:1: unknown key "control_sockt", did you mean "control_socket"?`}},
 	{"unknown key, far", wrong(okStores, okTarget, "resync:", "  frobnicate: 1"), []string{
-		`t.yaml:4:3: resync: unknown key "frobnicate"; known are overflow, threshold, window`}},
+		`t.yaml:4:3: resync: unknown key "frobnicate"; known are overflow, scrub, threshold, window`}},
 	{"unknown key in a VM", wrong("stores:", "  - name: main", "    source: /srv/vhd", "    mount: /vhd", "    vms:",
 		"      - name: web", "        intervall: 5s", okTarget), []string{
 		`t.yaml:7:9: stores[0].vms[0]: unknown key "intervall", did you mean "interval"?`}},

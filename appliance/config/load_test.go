@@ -38,6 +38,7 @@ resync:
   window: {from: "18:00", to: "08:00", days: [mon, tue, wed, thu, fri, sat, sun]}
   threshold: 0.5
   overflow: now
+  scrub: 0s
 `
 
 // minimal is the least that is valid.
@@ -120,6 +121,7 @@ resync:
   window: {from: 00:00, to: 24:00, days: [sat, sun]}
   threshold: 0.25
   overflow: window
+  scrub: 30d
 `
 
 func TestEveryKey(t *testing.T) {
@@ -145,7 +147,7 @@ func TestEveryKey(t *testing.T) {
 	if !reflect.DeepEqual(c.Bandwidth, wantBandwidth) {
 		t.Errorf("bandwidth: %+v", c.Bandwidth)
 	}
-	wantResync := Resync{Window{1<<time.Saturday | 1<<time.Sunday, 0, 24 * 60}, 0.25, OverflowWindow}
+	wantResync := Resync{Window{1<<time.Saturday | 1<<time.Sunday, 0, 24 * 60}, 0.25, OverflowWindow, 30 * Day}
 	if c.Resync != wantResync {
 		t.Errorf("resync: %+v", c.Resync)
 	}

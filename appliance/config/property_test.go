@@ -97,7 +97,7 @@ func (g generator) config() *Config {
 		c.Bandwidth = append(c.Bandwidth, Bandwidth{g.window(), g.size(MinBandwidthLimit, MaxBandwidthLimit, false)})
 	}
 	c.MetricsListen = pick(g, "", "127.0.0.1:9469", "[::1]:9469", ":80")
-	c.Resync = Resync{g.window(), float64(1+g.IntN(100)) / 100, pick(g, OverflowNow, OverflowWindow)}
+	c.Resync = Resync{g.window(), float64(1+g.IntN(100)) / 100, pick(g, OverflowNow, OverflowWindow), pick(g, 0, MinScrub, 30*Day)}
 	return c
 }
 

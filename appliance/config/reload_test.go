@@ -37,6 +37,7 @@ func TestReloadNamesWhatNeedsARestart(t *testing.T) {
 		{"interval: 5s", "interval: 10s", nil},
 		{"limit: 10MiB", "limit: 20MiB", nil},
 		{"overflow: window", "overflow: now", nil},
+		{"scrub: 30d", "scrub: 10d", nil},
 	} {
 		_, restart := running.Reload(edited(t, c.old, c.with))
 		if !slices.Equal(restart, c.want) {

@@ -127,5 +127,6 @@ func (r *reader) resync(v value, rs *Resync) {
 		"window":    func(v value) { r.mapping(v, r.window(&rs.Window)) },
 		"threshold": into(r, &rs.Threshold, fraction(MinThreshold, MaxThreshold)),
 		"overflow":  into(r, &rs.Overflow, oneOf(OverflowNow, OverflowWindow)),
+		"scrub":     into(r, &rs.Scrub, durationOrZero(MinScrub, MaxScrub)),
 	})
 }

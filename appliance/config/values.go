@@ -98,6 +98,17 @@ func duration(low, high time.Duration) func(string) (time.Duration, error) {
 	}
 }
 
+// durationOrZero is duration, or 0 for never.
+func durationOrZero(low, high time.Duration) func(string) (time.Duration, error) {
+	parse := duration(low, high)
+	return func(s string) (time.Duration, error) {
+		if d, err := parseDuration(s); err == nil && d == 0 {
+			return 0, nil
+		}
+		return parse(s)
+	}
+}
+
 func parseDuration(s string) (time.Duration, error) {
 	days, rest, hasDays := strings.Cut(s, "d")
 	if !hasDays {

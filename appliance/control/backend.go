@@ -33,6 +33,9 @@ type Backend interface {
 	// Unmount takes the mount of a store away, or with store "" those of all. Unless force is set it refuses while files are
 	// open there, and names who has them; with it they see I/O errors. What was taken away stays so until the next start.
 	Unmount(ctx context.Context, store string, force bool) (Unmounted, error)
+	// Adopt makes this host the writer of a VM that another one replicated, or takes replicas that others put at the target for
+	// its disks. What the target holds is compared and not sent again; it returns when that is done.
+	Adopt(ctx context.Context, vm string, progress func(Progress)) (Resync, error)
 	// JournalCheck proves the journal's invariants.
 	JournalCheck(ctx context.Context) error
 	// JournalDump writes the journal as text, for people.

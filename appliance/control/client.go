@@ -86,6 +86,12 @@ func (c *Client) Unmount(ctx context.Context, store string, force bool) (u Unmou
 	return u, err
 }
 
+// Adopt is Backend's. progress may be nil.
+func (c *Client) Adopt(ctx context.Context, vm string, progress func(Progress)) (res Resync, err error) {
+	err = c.stream(ctx, pathAdopt, request{VM: vm}, sinks{progress: progress}, &res)
+	return res, err
+}
+
 // JournalCheck is Backend's.
 func (c *Client) JournalCheck(ctx context.Context) error {
 	return c.stream(ctx, pathJournalCheck, request{}, sinks{}, &struct{}{})

@@ -126,6 +126,12 @@ type Resync struct {
 	TotalBytes     int64       `json:"total_bytes"`
 	DifferingBytes int64       `json:"differing_bytes"`
 	Reason         string      `json:"reason,omitempty"`
+	// Deep: the target was compared, and not only the source. Requests and DownloadedBytes are what that cost.
+	Deep            bool      `json:"deep,omitempty"`
+	Requests        int64     `json:"requests,omitempty"`
+	DownloadedBytes int64     `json:"downloaded_bytes,omitempty"`
+	Started         time.Time `json:"started,omitzero"`
+	Ended           time.Time `json:"ended,omitzero"`
 }
 
 // Disk is one disk of a VM.
@@ -173,8 +179,10 @@ type RecoveryPoint struct {
 	Point
 	Consistency Consistency `json:"consistency"`
 	// Snapshot is true if the replicas have a snapshot of exactly this epoch.
-	Snapshot bool        `json:"snapshot"`
-	Disks    []PointDisk `json:"disks"`
+	Snapshot bool `json:"snapshot"`
+	// Doubted: a replica it is made of was found damaged, or was changed by others; latest avoids it.
+	Doubted bool        `json:"doubted,omitempty"`
+	Disks   []PointDisk `json:"disks"`
 }
 
 // PointDisk is a disk as of a point. ChangedBytes is what the point's segment carries, StoredBytes what it takes at the target.

@@ -18,6 +18,7 @@ type fake struct {
 	resync func(ctx context.Context, vm, disk string, o ResyncOptions, progress func(Progress)) (Resync, error)
 	move   func(ctx context.Context, command, vm string, o UnprotectOptions) (Moved, error)
 	mount  func(ctx context.Context, store string, force bool) (Unmounted, error)
+	adopt  func(ctx context.Context, vm string, progress func(Progress)) (Resync, error)
 	check  func(ctx context.Context) error
 	dump   func(ctx context.Context, w io.Writer) error
 
@@ -85,6 +86,13 @@ func (f *fake) Unmount(ctx context.Context, store string, force bool) (Unmounted
 		return Unmounted{}, errUnexpected
 	}
 	return f.mount(ctx, store, force)
+}
+
+func (f *fake) Adopt(ctx context.Context, vm string, progress func(Progress)) (Resync, error) {
+	if f.adopt == nil {
+		return Resync{}, errUnexpected
+	}
+	return f.adopt(ctx, vm, progress)
 }
 
 func (f *fake) JournalCheck(ctx context.Context) error {

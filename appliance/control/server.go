@@ -21,6 +21,7 @@ const (
 	pathProtect      = "/v1/protect"
 	pathUnprotect    = "/v1/unprotect"
 	pathUnmount      = "/v1/unmount"
+	pathAdopt        = "/v1/adopt"
 	pathJournalCheck = "/v1/journal/check"
 	pathJournalDump  = "/v1/journal/dump"
 )
@@ -115,6 +116,9 @@ func Handler(backend Backend) http.Handler {
 	}))
 	mux.HandleFunc("POST "+pathUnmount, streamed(func(ctx context.Context, q request, _ *stream) (any, error) {
 		return backend.Unmount(ctx, q.Store, q.Force)
+	}))
+	mux.HandleFunc("POST "+pathAdopt, streamed(func(ctx context.Context, q request, s *stream) (any, error) {
+		return backend.Adopt(ctx, q.VM, s.progress)
 	}))
 	mux.HandleFunc("POST "+pathJournalCheck, streamed(func(ctx context.Context, _ request, _ *stream) (any, error) {
 		return struct{}{}, backend.JournalCheck(ctx)

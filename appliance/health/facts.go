@@ -28,12 +28,13 @@ type Facts struct {
 	Scarce         string    // the directory whose lack of space makes the quota that small; "": it does not
 	Forecast       *Forecast // nil: nothing fills
 
-	CatchUp    string // why points pause until the changes are shipped; "": they do not
-	Marked     *Mark  // a disk that has to be compared whole
-	Comparing  bool   // that is being done
-	Comparison error  // why the newest comparison ended early
-	Journal    error  // why the journal takes no records
-	Leaving    error  // why an unprotect has not come to its end
+	CatchUp          string // why points pause until the changes are shipped; "": they do not
+	Marked           *Mark  // a disk that has to be compared whole
+	Comparing        bool   // that is being done
+	ComparisonPaused bool   // by an operator
+	Comparison       error  // why the newest comparison ended early
+	Journal          error  // why the journal takes no records
+	Leaving          error  // why an unprotect has not come to its end
 }
 
 // Trouble is what keeps a stage of the pipeline from going on.

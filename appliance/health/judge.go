@@ -157,9 +157,11 @@ func (f Facts) resync() []control.Reason {
 	switch {
 	case f.Marked == nil:
 	case f.Comparing:
-		all = append(all, reason(Resynchronizing, "none: wait for it to end", "points pause, disk %s is compared: %s", f.Marked.Disk, f.Marked.Reason))
+		all = append(all, reason(Resynchronizing, "none: wait for it to end", "disk %s is compared: %s", f.Marked.Disk, f.Marked.Reason))
+	case f.ComparisonPaused:
+		all = append(all, reason(ResyncRequired, "let it go on: vhdrelay resume "+f.VM, "the comparison of disk %s is paused: %s", f.Marked.Disk, f.Marked.Reason))
 	default:
-		all = append(all, reason(ResyncRequired, "none: it is compared as soon as its initial replication allows", "points pause, disk %s has to be compared: %s", f.Marked.Disk, f.Marked.Reason))
+		all = append(all, reason(ResyncRequired, "it waits for resync.window; at once: vhdrelay resync "+f.VM+" --now", "disk %s has to be compared: %s", f.Marked.Disk, f.Marked.Reason))
 	}
 	if f.Comparison != nil {
 		all = append(all, reason(ComparisonFailed, "look at the image and at the disk of the state directory; it is tried again", "%v", f.Comparison))

@@ -68,6 +68,7 @@ var situations = map[string]struct {
 	"leaving":             {func(f *Facts) { f.Leaving = errors.New("away") }, []string{Leaving}},
 	"overflow":            {func(f *Facts) { f.CatchUp = "quota" }, []string{ResyncRequired}},
 	"marked":              {func(f *Facts) { f.Marked = &Mark{"os.img", "replaced"} }, []string{ResyncRequired}},
+	"comparison paused":   {func(f *Facts) { f.Marked, f.ComparisonPaused = &Mark{"os.img", "replaced"}, true }, []string{ResyncRequired}},
 	"compared":            {func(f *Facts) { f.Marked, f.Comparing = &Mark{"os.img", "replaced"}, true }, []string{Resynchronizing}},
 	"paused":              {func(f *Facts) { f.Paused = true }, []string{VMPaused}},
 	"untracked":           {func(f *Facts) { f.Store = []control.Reason{{Code: ImageUntracked, Severity: control.SeverityCritical}} }, []string{ImageUntracked}},

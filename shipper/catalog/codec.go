@@ -25,8 +25,18 @@ func ParseSum(s string) (checksum.Sum, error) {
 	return checksum.Sum(v), nil
 }
 
-// checked is a document that can tell what is wrong with it; "" for nothing.
-type checked interface{ fault() string }
+// checked is a document that can tell what is wrong with it, "" for nothing, and
+// its newest version.
+type checked interface {
+	fault() string
+	newest() int
+}
+
+func (d *VMDoc) newest() int { return vmVersion }
+
+func (r *Record) newest() int { return FormatVersion }
+
+func (p *Pin) newest() int { return FormatVersion }
 
 // encode refuses what decode would.
 func encode(doc checked) ([]byte, error) {
@@ -49,7 +59,7 @@ func decode(name string, data []byte, doc checked) error {
 	if err := json.Unmarshal(data, &ladder); err != nil {
 		return malformed(name, err.Error())
 	}
-	if ladder.Version > FormatVersion {
+	if ladder.Version > doc.newest() {
 		return versionError(name, ladder.Version)
 	}
 	strict := json.NewDecoder(bytes.NewReader(data))
@@ -96,11 +106,31 @@ func (d *VMDoc) fault() string {
 		}
 		ids[disk.ID] = true
 	}
+	for _, doubt := range d.Doubts {
+		if why := doubt.fault(); why != "" {
+			return why
+		}
+	}
 	return firstFault(
-		fault{d.Version != FormatVersion, "version " + strconv.Itoa(d.Version)},
+		fault{d.Version != d.version(), "version " + strconv.Itoa(d.Version)},
 		fault{d.Name == "", "no name"},
 		fault{!isUUID(d.VMID), "vm_id is no UUID"},
 		fault{d.Generation == 0, "generation 0"},
+	)
+}
+
+// version is the lowest that has everything the document says.
+func (d *VMDoc) version() int {
+	if len(d.Doubts) > 0 {
+		return vmVersion
+	}
+	return FormatVersion
+}
+
+func (d Doubt) fault() string {
+	return firstFault(
+		fault{d.DiskID == "" || d.Since.IsZero(), "doubt without disk or time"},
+		fault{!d.Until.IsZero() && !d.From.Less(d.Until), "doubt that ends before it begins"},
 	)
 }
 

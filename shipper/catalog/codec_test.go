@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -76,7 +77,7 @@ func TestGoldenDocuments(t *testing.T) {
 
 func TestNewerVersionIsRefusedAsSuch(t *testing.T) {
 	for _, doc := range []checked{&VMDoc{}, &Record{}, &Pin{}} {
-		err := decode("x", []byte(`{"version": 2, "name": {"something": "else"}, "unheard_of": 1}`), doc)
+		err := decode("x", fmt.Appendf(nil, `{"version": %d, "name": {"something": "else"}, "unheard_of": 1}`, doc.newest()+1), doc)
 		var e *Error
 		if !errors.Is(err, ErrVersion) || errors.Is(err, ErrMalformed) || !errors.As(err, &e) || e.Class != retry.NonRecoverable ||
 			!strings.Contains(e.Hint, "Upgrade") {

@@ -9,7 +9,11 @@ import (
 // The format ladder of the documents. A rung is never reused.
 //
 //	1  the first
-const FormatVersion = 1
+//	2  vm.json may have doubts; one without them is still written as 1
+const (
+	FormatVersion = 1 // of records and pins, and of a vm.json without doubts
+	vmVersion     = 2
+)
 
 // States of a disk in a record.
 const (
@@ -34,8 +38,19 @@ type VMDoc struct {
 	Generation     uint64    `json:"generation"` // from 1; raised by each takeover
 	Cuts           []Cut     `json:"cuts,omitempty"`
 	Disks          []DiskDoc `json:"disks,omitempty"`
+	Doubts         []Doubt   `json:"doubts,omitempty"`
 	UnchangedUntil time.Time `json:"unchanged_until,omitzero"` // up to then the newest point was the truth
 	Updated        time.Time `json:"updated"`
+}
+
+// Doubt says that a disk's replica did not hold what it should: points from one
+// on, up to the first that is good again, are made of it.
+type Doubt struct {
+	DiskID string    `json:"disk_id"`
+	From   PointID   `json:"from"`
+	Until  PointID   `json:"until"` // the first good one; 0-0: none yet
+	Since  time.Time `json:"since"`
+	Why    string    `json:"why"`
 }
 
 // Owner is the appliance that writes.

@@ -47,7 +47,7 @@ func (e *Error) ErrorAction() string { return e.Hint }
 
 func versionError(doc string, version int) error {
 	return &Error{Doc: doc, Class: retry.NonRecoverable, Code: "format-version",
-		Err:  fmt.Errorf("%w: format version %d, this one reads up to %d", ErrVersion, version, FormatVersion),
+		Err:  fmt.Errorf("%w: format version %d, this one reads up to %d", ErrVersion, version, vmVersion),
 		Hint: "Upgrade vhdrelay on this machine."}
 }
 

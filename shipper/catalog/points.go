@@ -12,7 +12,8 @@ import (
 const SpecLatest = "latest"
 
 // Latest is the newest point that is complete for every disk that was complete
-// at any point and is not removed; false if there is none.
+// at any point and is not removed; false if there is none. One that is doubted is
+// taken only if all are.
 func Latest(doc VMDoc, records []Record) (Record, bool) {
 	removed := map[string]bool{}
 	for _, d := range doc.Disks {
@@ -26,12 +27,32 @@ func Latest(doc VMDoc, records []Record) (Record, bool) {
 			}
 		}
 	}
+	var last Record
 	for i := len(records) - 1; i >= 0; i-- {
-		if records[i].completeFor(wanted) {
-			return records[i], true
+		switch r := records[i]; {
+		case !r.completeFor(wanted):
+		case !doc.Doubted(r):
+			return r, true
+		case last.Epoch == 0:
+			last = r
 		}
 	}
-	return Record{}, false
+	return last, last.Epoch != 0
+}
+
+// Doubted tells whether a disk of the point is made of a replica that did not
+// hold what it should.
+func (d VMDoc) Doubted(r Record) bool {
+	for _, doubt := range d.Doubts {
+		if rd, ok := r.Disk(doubt.DiskID); ok && rd.State == StateComplete && doubt.covers(r.ID()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d Doubt) covers(id PointID) bool {
+	return !id.Less(d.From) && (d.Until.IsZero() || id.Less(d.Until))
 }
 
 func (r Record) completeFor(wanted map[string]bool) bool {
@@ -93,6 +114,7 @@ type Point struct {
 	Time        time.Time   `json:"time"`
 	Consistency string      `json:"consistency"`
 	Snapshot    bool        `json:"snapshot"` // every complete disk has a snapshot of exactly this epoch
+	Doubted     bool        `json:"doubted,omitempty"`
 	Disks       []PointDisk `json:"disks"`
 }
 
@@ -105,11 +127,11 @@ type PointDisk struct {
 }
 
 // Points makes the operator's list of the records. snapshots are by disk id.
-func Points(vm string, records []Record, snapshots map[string][]Snapshot) PointsDoc {
-	doc := PointsDoc{VM: vm, Points: make([]Point, 0, len(records))}
+func Points(of VMDoc, records []Record, snapshots map[string][]Snapshot) PointsDoc {
+	doc := PointsDoc{VM: of.Name, Points: make([]Point, 0, len(records))}
 	for _, r := range records {
 		p := Point{ID: r.ID().String(), Generation: r.Generation, Epoch: r.Epoch, Time: r.Time.UTC(),
-			Consistency: r.Consistency, Snapshot: HasSnapshot(r, snapshots), Disks: []PointDisk{}}
+			Consistency: r.Consistency, Snapshot: HasSnapshot(r, snapshots), Doubted: of.Doubted(r), Disks: []PointDisk{}}
 		for _, d := range r.Disks {
 			if d.State == StateComplete {
 				p.Disks = append(p.Disks, PointDisk{Name: d.Name, VirtualSize: d.VirtualSize,
@@ -124,7 +146,7 @@ func Points(vm string, records []Record, snapshots map[string][]Snapshot) Points
 // LoadPoints reads everything Points needs. As with Records, the document is
 // valid with an ErrChain.
 func LoadPoints(ctx context.Context, t target.Target, vm string) (PointsDoc, error) {
-	_, records, chain := Load(ctx, t, vm)
+	of, records, chain := Load(ctx, t, vm)
 	if chain != nil && records == nil {
 		return PointsDoc{}, chain
 	}
@@ -132,5 +154,5 @@ func LoadPoints(ctx context.Context, t target.Target, vm string) (PointsDoc, err
 	if err != nil {
 		return PointsDoc{}, err
 	}
-	return Points(vm, records, snapshots), chain
+	return Points(of, records, snapshots), chain
 }

@@ -75,13 +75,13 @@ func TestPointsDocument(t *testing.T) {
 	r := Record{Generation: 1, Epoch: 12, Time: noon, Consistency: "crash", Disks: []RecordDisk{
 		{ID: "d1", Name: "os.vhd", State: StateComplete, VirtualSize: 1 << 30, ChangedBytes: 524288, StoredBytes: 131072},
 		{ID: "d2", Name: "new.vhd", State: StateInitial, VirtualSize: 512}}}
-	got, err := json.Marshal(Points("web01", []Record{r}, nil))
+	got, err := json.Marshal(Points(VMDoc{Name: "web01"}, []Record{r}, nil))
 	want := `{"vm":"web01","points":[{"id":"1-12","generation":1,"epoch":12,"time":"2026-01-05T12:00:00.123456789Z","consistency":"crash","snapshot":false,` +
 		`"disks":[{"name":"os.vhd","virtual_size":1073741824,"changed_bytes":524288,"stored_bytes":131072}]}]}`
 	if err != nil || string(got) != want {
 		t.Errorf("%s\nwant %s, %v", got, want, err)
 	}
-	if none, err := json.Marshal(Points("web01", nil, nil)); string(none) != `{"vm":"web01","points":[]}` {
+	if none, err := json.Marshal(Points(VMDoc{Name: "web01"}, nil, nil)); string(none) != `{"vm":"web01","points":[]}` {
 		t.Errorf("%s, %v", none, err)
 	}
 }

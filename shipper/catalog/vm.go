@@ -50,7 +50,7 @@ func decodeVM(vm string, data []byte) (doc VMDoc, err error) {
 }
 
 func encodeVM(doc VMDoc) ([]byte, error) {
-	doc.Version = FormatVersion
+	doc.Version = doc.version()
 	doc.Updated, doc.UnchangedUntil = doc.Updated.UTC(), doc.UnchangedUntil.UTC()
 	data, err := encode(&doc)
 	if err != nil {

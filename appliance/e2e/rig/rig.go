@@ -26,6 +26,8 @@ type Options struct {
 	Credentials string // target.credentials as YAML, instead of Key
 	CAFile      string // roots of the target, "": the system's
 
+	Window string // resync.window as YAML; "": comparisons may run at any time
+
 	Env   []string // NAME=VALUE of the appliance and its commands, beside ours
 	Debug bool     // the appliance logs all it can
 
@@ -85,6 +87,10 @@ func (r *Rig) Configure() error {
 	if r.CAFile != "" {
 		fmt.Fprintf(&b, "  ca_file: %s\n", r.CAFile)
 	}
+	if r.Window == "" {
+		r.Window = `{from: "00:00", to: "00:00"}` // always
+	}
+	fmt.Fprintf(&b, "resync: {window: %s}\n", r.Window)
 	fmt.Fprintf(&b, "replication:\n  interval: %v\n  apply_interval: %v\n", r.Interval, r.ApplyInterval)
 	if r.SpoolLimit > 0 {
 		fmt.Fprintf(&b, "  spool_limit: %d\n", r.SpoolLimit)

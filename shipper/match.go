@@ -1,0 +1,75 @@
+package shipper
+
+import (
+	"fmt"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
+)
+
+// matching tells whether a table is being found out by a comparison of source and
+// replica. Captured now, its disk would be sent whole.
+func (v *VM) matching() bool { return len(v.unmatched()) > 0 }
+
+// Matching lists the disks whose tables wait to be found out, once the target is
+// known.
+func (v *VM) Matching() []string {
+	if !v.Connected() {
+		return nil
+	}
+	return v.unmatched()
+}
+
+func (v *VM) unmatched() []string {
+	var ids []string
+	for _, d := range v.disksIn(StageComplete) {
+		if d.state.get().Matching {
+			ids = append(ids, d.src.ID())
+		}
+	}
+	return ids
+}
+
+// MatchTable is the table of such a disk and its layout; false if it is none.
+func (v *VM) MatchTable(diskID string) (*checksum.Table, image.Layout, bool) {
+	d := v.diskByID(diskID)
+	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().Matching {
+		return nil, image.Layout{}, false
+	}
+	info, err := d.info()
+	return d.table(), info.Layout(), err == nil
+}
+
+// MatchedTo is where the comparison of a disk goes on.
+func (v *VM) MatchedTo(diskID string) extent.DiskBlock {
+	d := v.diskByID(diskID)
+	if d == nil {
+		return 0
+	}
+	return d.state.get().MatchedTo
+}
+
+// NoteMatched says that everything before a block was compared, and is durable in
+// the table.
+func (v *VM) NoteMatched(diskID string, to extent.DiskBlock) error {
+	d := v.diskByID(diskID)
+	if d == nil {
+		return errRetired
+	}
+	return d.state.update(func(s *diskRecord) { s.MatchedTo = to })
+}
+
+// EndMatch lets captures go on: what the table does not know differs.
+func (v *VM) EndMatch(diskID string) error {
+	d := v.diskByID(diskID)
+	if d == nil {
+		return errRetired
+	}
+	if err := d.state.update(func(s *diskRecord) { s.Matching, s.MatchedTo = false, 0 }); err != nil {
+		return fmt.Errorf("disk %s: %w", d.src.Name(), err)
+	}
+	v.capture.wake()
+	v.notify()
+	return nil
+}
