@@ -327,9 +327,31 @@ func (m *machine) compare() {
 	}
 }
 
+// match finds out a table that a takeover or a loss left without knowledge.
+func (m *machine) match(t *tracked) error {
+	id := t.disk.ID()
+	table, layout, ok := m.pipe.MatchTable(id)
+	if !ok {
+		return nil
+	}
+	view, err := m.pipe.OpenView(m.p.ctx, id, "")
+	if err != nil {
+		return err
+	}
+	_, err = resync.NewMatch(resync.MatchDeps{Source: t.image, Layout: layout, Table: table, Replica: view}, resync.Options{}).Run(m.p.ctx, 0)
+	if err = errors.Join(err, view.Close(m.p.ctx)); err != nil {
+		return err
+	}
+	return m.pipe.EndMatch(id)
+}
+
 func (m *machine) compareAll() error {
 	var errs []error
+	matching := m.pipe.Matching()
 	for _, t := range m.all() {
+		if slices.Contains(matching, t.disk.ID()) {
+			errs = append(errs, m.match(t))
+		}
 		table, layout, ok := m.pipe.Table(t.disk.ID())
 		if !ok || !t.disk.Suspected() {
 			continue
