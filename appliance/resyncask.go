@@ -48,7 +48,7 @@ func (r *resyncer) ask(disks []*attached, opts control.ResyncOptions) error {
 	const reason = "asked for by an operator"
 	waits := map[*attached]bool{}
 	for _, t := range r.tasks() {
-		waits[t.a] = waits[t.a] || t.kind != taskSource || t.reason != journal.ReasonUnclean
+		waits[t.a] = waits[t.a] || t.kind == taskMatch || t.kind == taskSource && t.reason != journal.ReasonUnclean
 	}
 	for _, a := range disks {
 		if opts.Deep || waits[a] {

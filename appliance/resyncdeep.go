@@ -33,7 +33,7 @@ func (r *resyncer) deep(ctx context.Context, t task) error {
 		return err
 	}
 	if w.Snapshot() != from.Snapshot {
-		from = deepWish{Reason: from.Reason, Snapshot: w.Snapshot()} // the other one is gone: what it said counts no more
+		from = deepWish{Reason: from.Reason, Snapshot: w.Snapshot(), Found: from.Found} // the other one is gone: from the start; what was found was found
 	}
 	d := resync.NewDeep(resync.DeepDeps{Replica: w, Table: table,
 		Forget: func(rs ...extent.Range[extent.DiskBlock]) error {

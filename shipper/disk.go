@@ -97,6 +97,23 @@ func clipped(ranges []DiskRange, end extent.DiskBlock) []DiskRange {
 	return within
 }
 
+// forgetCutOff makes the entries beyond the end of the image unknown: a crash took
+// back a growth, or the change set of a shrink. No comparison need come there, and
+// if the guest grows the image again before the next epoch, the hole that this
+// leaves is in no change set, while the target holds what was cut off (I4).
+func (d *disk) forgetCutOff() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t, end := d.mu.table, diskBlocks(d.mu.info.VirtualSize)
+	if t == nil || d.mu.infoErr != nil || d.state.get().Stage != StageComplete || t.Blocks() <= end {
+		return nil
+	}
+	if err := t.Forget(DiskRange{Start: end, End: t.Blocks()}); err != nil {
+		return fmt.Errorf("disk %s: forget what is beyond its end: %w", d.src.Name(), err)
+	}
+	return nil
+}
+
 func (d *disk) info() (image.Info, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -109,8 +109,10 @@ func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, erro
 		at = snaps[i]
 	}
 	w.snapshot, w.point, w.size, w.etag = at.ID, at.Point, at.Size-image.FooterSize, st.ETag
-	if i >= 0 || st.ETag == "" {
-		return w, nil // a replica in the middle of a round is no state
+	if i >= 0 || st.ETag == "" || st.Matching {
+		// A replica in the middle of a round is no state; and a table is found out by
+		// what points are made of, which what others wrote since is no part of.
+		return w, nil
 	}
 	p, err := v.properties(ctx, w.name)
 	if err != nil || p.ETag == st.ETag {

@@ -434,6 +434,11 @@ func (v *VM) Redo() error {
 	if err := v.redo(); err != nil {
 		return err
 	}
+	for _, d := range v.disks() {
+		if err := d.forgetCutOff(); err != nil {
+			return fmt.Errorf("vm %s: %w", v.opts.Name, err)
+		}
+	}
 	v.redone.Store(true)
 	return nil
 }
