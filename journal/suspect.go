@@ -12,8 +12,8 @@ import (
 )
 
 // cursorStep is how many compared regions pass before the cursor is made
-// durable again: 256 MiB, a second or less of comparing.
-const cursorStep = 64
+// durable again: 64 MiB, so that a kill in the middle repeats little.
+const cursorStep = 16
 
 // ReasonUnclean is the reason of a suspicion that a crash left: the regions that
 // were active, and no others.

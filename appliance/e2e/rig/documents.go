@@ -64,6 +64,9 @@ type Resync struct {
 	ComparedBytes  int64  `json:"compared_bytes"`
 	TotalBytes     int64  `json:"total_bytes"`
 	DifferingBytes int64  `json:"differing_bytes"`
+	// Beyond DESIGN §7: what a comparison of the replica cost.
+	Requests        int64 `json:"requests"`
+	DownloadedBytes int64 `json:"downloaded_bytes"`
 }
 
 // Disk is one disk of a VM.

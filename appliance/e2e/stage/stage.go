@@ -43,6 +43,10 @@ var All = []Stage{
 	{"synced", "a write that is durable when answered survives a power cut, in an active region", Synced},
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"clients", "programs that exist work at the mount: no error for them, and the newest point is what they left", Clients},
+	{"changed", "a disk changed while nothing served it: what was changed is sent; pause and kill in the middle compare nothing twice", Changed},
+	{"damaged", "the replica damaged by others: found to the block, repaired, and one request if it was not", Damaged},
+	{"rebuilt", "the state directory lost, then the machine: what the target has is not sent again", Rebuilt},
+	{"overrun", "three times the spool changed during a resync: it ends, old points stay, new ones come", Overrun},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
 
