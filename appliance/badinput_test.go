@@ -190,7 +190,7 @@ func TestI12_TargetIsNotOurs(t *testing.T) {
 		spoil               func(text string) string
 		code, cause, action string
 	}{
-		"newer format": {func(s string) string { return strings.Replace(s, `"version": 1`, `"version": 99`, 1) }, "format-version", "format version 99, this one reads up to 1", "Upgrade vhdrelay"},
+		"newer format": {func(s string) string { return strings.Replace(s, `"version": 1`, `"version": 99`, 1) }, "format-version", "format version 99, this one reads up to 2", "Upgrade vhdrelay"},
 		"no JSON":      {func(string) string { return "<html>" }, "malformed-document", "vm.json", ""},
 		"another host": {func(s string) string {
 			return strings.NewReplacer(`"machine_id": "`, `"machine_id": "other`, `"store_id": "`, `"store_id": "other`).Replace(s)

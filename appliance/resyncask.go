@@ -7,6 +7,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/shipper"
 )
 
 // Resync implements control.Backend: the disks are compared whole with the checksum
@@ -145,7 +146,12 @@ func (a *Appliance) Adopt(ctx context.Context, vm string, progress func(control.
 		return m.resync.status(), described(err)
 	}
 	a.log.Info("VM is adopted", "vm", vm)
-	if err := m.awaitComplete(ctx, nil); err != nil {
+	say := func(p shipper.Progress) {
+		if progress != nil {
+			progress(control.Progress{Stage: p.Stage, Done: p.Done, Total: p.Total})
+		}
+	}
+	if err := m.awaitComplete(ctx, say); err != nil {
 		return m.resync.status(), described(err)
 	}
 	return m.resync.await(ctx, progress)

@@ -16,6 +16,8 @@ func Meanings() []retry.Meaning {
 		{Code: "vm-not-found", Class: retry.NonRecoverable, Action: "check the name and target.url"},
 		{Code: "fenced", Class: retry.NonRecoverable, Action: "shut the VM down here; on the host that shall own it run: vhdrelay adopt VM"},
 		{Code: "owned-by-another", Class: retry.NonRecoverable, Action: "choose another prefix or VM name, or take it over with: vhdrelay adopt VM"},
+		{Code: "not-connected", Class: retry.Recoverable, Action: "none: it goes on when the target answers"},
+		{Code: "replica-exists", Class: retry.NonRecoverable, Action: "use what is there: vhdrelay adopt VM; or delete the blob, then run: vhdrelay sync VM"},
 		{Code: "replica-not-ours", Class: retry.NonRecoverable, Action: "delete it from the host that owns it, or keep it: vhdrelay unprotect VM"},
 		{Code: "target-lost", Class: retry.NonRecoverable, Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect VM, then vhdrelay protect VM"},
 	}

@@ -78,22 +78,30 @@ func (s *resynced) judgeDamage(r *Report, d rig.Resync, list []int64) {
 	}
 }
 
-// damage writes to blocks of the replica as somebody does who does not care for leases.
-func damage(ctx context.Context, t *rig.Target, list []int64) (err error) {
+// blobs is the target as the appliance opens it; the returned function ends that.
+func blobs(ctx context.Context, t *rig.Target) (*pageblob.Target, func() error, error) {
 	dir, err := os.MkdirTemp("", "key")
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer os.RemoveAll(dir)
 	key := filepath.Join(dir, "key")
 	if err := os.WriteFile(key, []byte(t.Key), 0o600); err != nil {
-		return err
+		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	at, err := pageblob.Open(ctx, pageblob.Options{URL: t.URL, Credential: pageblob.Credential{Type: "shared_key", File: key}})
 	if err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return at, func() error { return errors.Join(at.Close(), os.RemoveAll(dir)) }, nil
+}
+
+// damage writes to blocks of the replica as somebody does who does not care for leases.
+func damage(ctx context.Context, t *rig.Target, list []int64) (err error) {
+	at, end, err := blobs(ctx, t)
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, at.Close()) }()
+	defer func() { err = errors.Join(err, end()) }()
 	name := resyncVM + "/" + resyncDisk + "/replica.vhd"
 	if err := at.BreakLease(ctx, name); err != nil {
 		return err
