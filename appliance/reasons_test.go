@@ -123,6 +123,7 @@ var elsewhere = map[string]string{
 	health.ImageUntracked:   "TestI9_UnusableSpool",
 	health.ImageRefused:     "TestReasonsOfComposedFacts: a file that takes neither a tracker nor a mark",
 	health.Resynchronizing:  "TestJudge: a comparison takes no virtual time",
+	health.StateDiskFull:    "TestI9_SmallStateDiskUnderLoad",
 	health.ComparisonFailed: "TestJudge: an image that cannot be read is not to be had here",
 }
 
