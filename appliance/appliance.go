@@ -306,13 +306,14 @@ func (a *Appliance) redo() {
 
 // startServices runs what needs the mounts.
 func (a *Appliance) startServices(ctx context.Context, g *errgroup.Group, notify *systemd.Notifier) {
+	hup := hangups()
 	for _, s := range a.stores {
 		g.Go(func() error { return s.watch(ctx) })
 	}
 	g.Go(func() error { return control.Serve(ctx, a.listener, a, a.log) })
 	g.Go(func() error { return a.beat(ctx) })
 	a.resumeLeaving()
-	g.Go(func() error { return a.reloads(ctx) })
+	g.Go(func() error { return a.reloads(ctx, hup) })
 	g.Go(func() error { return a.watchSecret(ctx) })
 	g.Go(func() error { notify.Lines(ctx, statusEvery, a.line); return nil })
 	g.Go(func() error { return a.background(ctx) })

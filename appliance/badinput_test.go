@@ -123,7 +123,7 @@ func TestI12_BadImages(t *testing.T) {
 	r.equals("web", v.LastPoint.ID, map[string][]byte{"good.img": good, "tiny.img": data[:100]})
 	v = r.vm("web")
 	for disk, want := range map[string]string{
-		"damaged.vhd": "invalid image: checksum at offset",
+		"damaged.vhd": "invalid image: wrong checksum: checksum at offset",
 		"short.vhd":   "footer and file disagree on the size of the disk; repair it with the tool that wrote it",
 	} {
 		if !hasMessage(v, "bad-image", disk, want, "repair or remove the image") {

@@ -10,10 +10,16 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 )
 
-// reloads reads the config again at every SIGHUP, until ctx ends.
-func (a *Appliance) reloads(ctx context.Context) error {
+// hangups are the SIGHUPs from now on. They are asked for before anybody is told that the appliance serves: until then one
+// would end the process.
+func hangups() chan os.Signal {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
+	return hup
+}
+
+// reloads reads the config again at every SIGHUP, until ctx ends.
+func (a *Appliance) reloads(ctx context.Context, hup chan os.Signal) error {
 	defer signal.Stop(hup)
 	for {
 		select {

@@ -180,7 +180,7 @@ func TestR9_I11_ComparisonClearsSuspicionAndResumes(t *testing.T) {
 	}
 	again := openRig(t, r.store.Crash(), Options{}).disk("a", f)
 	first := again.Suspect()
-	if len(first) != 2 || first[0] != blocks(0, 1024) || first[1].Start != 64*extent.BlocksPerRegion {
+	if len(first) != 2 || first[0] != blocks(0, 1024) || first[1].Start != 96*extent.BlocksPerRegion {
 		t.Errorf("resumes at %v: the marked region and from the durable cursor", first)
 	}
 	if err := d.Compared(blocks(100*extent.BlocksPerRegion, 200*extent.BlocksPerRegion+10)); err != nil {
