@@ -60,10 +60,10 @@ func (l *leaving) note(err error, now time.Time) time.Duration {
 	return retry.Next(l.mu.attempt)
 }
 
-func (l *leaving) state() (err error, done bool, since time.Time, changed <-chan struct{}) {
+func (l *leaving) state() (done bool, since time.Time, changed <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.err, l.mu.done, l.mu.since, l.mu.changed
+	return l.mu.done, l.mu.since, l.mu.changed, l.mu.err
 }
 
 // Unprotect implements control.Backend. It is durable before anything is touched.
@@ -73,7 +73,7 @@ func (a *Appliance) Unprotect(ctx context.Context, vm string, opts control.Unpro
 	}
 	l := a.leave(vm)
 	for l != nil {
-		err, done, _, changed := l.state()
+		done, _, changed, err := l.state()
 		if done {
 			break
 		}
@@ -419,7 +419,7 @@ func (a *Appliance) unprotectedVMs(vm string, machines []*machine) []control.VM 
 		f := health.Facts{VM: name, Now: a.now(), Disks: []health.Disk{{Complete: true}}}
 		var since time.Time
 		if l := under[name]; l != nil {
-			f.Leaving, _, since, _ = l.state()
+			_, since, _, f.Leaving = l.state()
 		}
 		v := control.VM{Name: name, State: string(r.State), StateSince: r.Since, Reasons: health.Judge(f), Resync: control.Resync{State: control.ResyncIdle},
 			IntervalSeconds: a.config().EffectiveReplication(name).Interval.Seconds()}

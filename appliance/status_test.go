@@ -33,7 +33,6 @@ func disksIn(stages ...shipper.Stage) []shipper.DiskStatus {
 var (
 	foreignDisk = shipper.DiskStatus{Name: "d.vhdx", Stage: shipper.StageWaiting, Err: &image.Error{Err: image.ErrUnsupported}}
 	emptyDisk   = shipper.DiskStatus{Name: "e.img", Stage: shipper.StageWaiting, Err: &image.Error{Err: image.ErrNotYet}}
-	brokenDisk  = shipper.DiskStatus{Name: "b.vhd", Stage: shipper.StageWaiting, Err: errors.New("its footer is torn")}
 
 	forOperator = shipper.Trouble{Stage: "ship", Err: syscall.EACCES, Since: noon.Add(-time.Minute)}
 	asked       = shipper.Trouble{Stage: "ship", Err: syscall.EACCES, Pending: true}

@@ -175,7 +175,6 @@ type lie struct {
 	codes  []string // any of them; none: success is as good
 	action string   // part of the next action
 	only   []string // operations; nil: all
-	not    []string
 }
 
 func newLiar(t *testing.T, s *azurite.Server) *liar {

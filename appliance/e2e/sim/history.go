@@ -233,8 +233,8 @@ func (w *world) quiet() *process {
 	w.setActive(nil)
 	for _, m := range p.machines() {
 		for _, t := range m.all() {
-			t.use.Lock() // the last request has left
-			t.use.Unlock()
+			t.use.Lock()
+			t.use.Unlock() //lint:ignore SA2001 the lock is taken to see the last request leave
 		}
 	}
 	return p
