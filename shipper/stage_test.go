@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,13 +21,14 @@ type work struct {
 	starts []time.Duration // of the steps, since begin
 	err    error           // of the next step
 	up     bool            // what the endpoint answers to a probe
+	mu     sync.Mutex      // guards err and up where they change beside a wait
 	hold   chan struct{}   // a step waits for it, or for its context; nil: it does not
 }
 
 func newWork() *work {
 	w := &work{begin: time.Now()}
 	w.vm = &VM{opts: withDefaults(Options{Log: slog.New(slog.DiscardHandler)}), rest: newRest(false)}
-	w.vm.deps.Probe = retry.NewProbe(func(context.Context) bool { return w.up }, 0, 0)
+	w.vm.deps.Probe = retry.NewProbe(func(context.Context) bool { up, _ := w.answer(); return up }, 0, 0)
 	w.vm.mu.changed = make(chan struct{})
 	w.stage = w.vm.newStage("ship", func() time.Duration { return 30 * time.Second }, w.do)
 	w.vm.connect, w.vm.capture, w.vm.apply, w.vm.initial, w.vm.prune = idleStage(w.vm), idleStage(w.vm), idleStage(w.vm), idleStage(w.vm), idleStage(w.vm)
@@ -45,7 +47,21 @@ func (w *work) do(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	return w.err
+	_, err := w.answer()
+	return err
+}
+
+func (w *work) answer() (up bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.up, w.err
+}
+
+// returns makes the endpoint answer again.
+func (w *work) returns() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.up, w.err = true, nil
 }
 
 // during runs the stage while the test does f.
@@ -118,7 +134,7 @@ func TestStageGoesOnAsSoonAsTheEndpointAnswers(t *testing.T) {
 		w.err = refusedConnection
 		w.during(t, func() {
 			sleepFor(t, 30*time.Minute)
-			w.up, w.err = true, nil
+			w.returns()
 			sleepFor(t, 5*time.Second)
 			if w.trouble() != nil || len(w.starts) != 7 {
 				t.Errorf("5 s after its return: %v, steps at %v", w.trouble(), w.starts)

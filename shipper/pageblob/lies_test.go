@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,7 +163,7 @@ func (s *scene) truth() string {
 // liar stands between a target and Azurite and does one lie to every request.
 type liar struct {
 	*httptest.Server
-	tell lie
+	tell atomic.Pointer[lie] // a request that outlives its test reads it
 	from *azurite.Server
 	hung chan struct{} // closed when the test ends
 }
@@ -179,7 +180,7 @@ type lie struct {
 
 func newLiar(t *testing.T, s *azurite.Server) *liar {
 	l := &liar{from: s, hung: make(chan struct{})}
-	l.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.tell.tell(l, w, r) }))
+	l.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.tell.Load().tell(l, w, r) }))
 	t.Cleanup(func() {
 		close(l.hung)
 		l.CloseClientConnections()
@@ -360,7 +361,7 @@ func TestI12_Lies(t *testing.T) {
 			for _, lie := range lies {
 				if lie.only == nil || slices.Contains(lie.only, o.name) {
 					t.Run(lie.name, func(t *testing.T) {
-						l.tell = lie
+						l.tell.Store(&lie)
 						o.against(t, lie, &scene{t: t, ctx: t.Context(), direct: direct, dir: uuid.NewString()}, through, want, after)
 					})
 				}

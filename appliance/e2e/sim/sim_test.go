@@ -104,6 +104,10 @@ func TestHistories(t *testing.T) {
 	if whole {
 		n = fixedSeeds
 	}
+	if whole && testing.Short() { // under the race detector each takes ten times as long
+		n, whole = shortSeeds, false
+		t.Logf("-short: %d of %d seeds, and not every kind of fault", shortSeeds, fixedSeeds)
+	}
 	struck := map[string]int{}
 	for seed := *firstSeed; seed < *firstSeed+uint64(n); seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -131,6 +135,9 @@ func TestHistories(t *testing.T) {
 
 // fixedSeeds are those of make test: about two minutes of a core.
 const fixedSeeds = 40
+
+// shortSeeds are those of make race.
+const shortSeeds = 5
 
 // mustHaveStruck holds that every kind of fault was there: one that never strikes proves nothing.
 func mustHaveStruck(t *testing.T, struck map[string]int) {
