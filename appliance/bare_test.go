@@ -94,7 +94,7 @@ func (r *rig) serveAll() (stop func() error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.t.Context()))
 	done := make(chan error, 1)
 	conf := r.config()
-	go func() { done <- Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(&r.log, nil))}) }()
+	go func() { done <- Serve(ctx, conf, Options{Log: slog.New(slog.NewTextHandler(r.log, nil))}) }()
 	r.t.Cleanup(cancel)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -3,6 +3,7 @@ package appliance
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -95,10 +96,10 @@ func TestOperatorsErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, "", oneImage(), func(b *bubble) {
 				b.within(time.Minute, "web", "replicating", replicating)
-				var asked int
+				var asked atomic.Int64 // several stages ask
 				b.target.SetHook(func(op fake.Op) fake.Fault {
 					if op.Name != probeName {
-						asked++
+						asked.Add(1)
 					}
 					return fake.Fault{Kind: fake.Refuse, Err: x.err}
 				})
@@ -109,11 +110,11 @@ func TestOperatorsErrors(t *testing.T) {
 					t.Errorf("%s %+v", v.State, r)
 				}
 				// The prune and apply stages have their own intervals: after they were refused too, nobody asks.
-				b.within(10*time.Minute, "web", "rest", func(control.VM) bool { before := asked; b.idle(5 * time.Minute); return asked == before })
-				asked = 0
+				b.within(10*time.Minute, "web", "rest", func(control.VM) bool { before := asked.Load(); b.idle(5 * time.Minute); return asked.Load() == before })
+				asked.Store(0)
 				b.idle(12 * time.Minute) // longer than the waits of the schedule so far
-				if asked > 0 {
-					t.Errorf("tried %d times again", asked)
+				if n := asked.Load(); n > 0 {
+					t.Errorf("tried %d times again", n)
 				}
 				b.up()
 				if _, err := b.a.Resume(b.t.Context(), "web"); err != nil {

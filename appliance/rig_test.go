@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ type rig struct {
 	app                         *Appliance // nil while it does not run
 	cancel                      context.CancelFunc
 	done                        chan error
-	log                         bytes.Buffer
+	log                         *record
 	rand                        *rand.Rand
 }
 
@@ -100,7 +101,7 @@ func newRig(t *testing.T) *rig {
 		t.Skip("needs /dev/fuse to mount a store: ", err)
 	}
 	dir := t.TempDir()
-	r := &rig{t: t, window: always, source: filepath.Join(dir, "source"), mount: filepath.Join(dir, "mount"), state: filepath.Join(dir, "state"),
+	r := &rig{t: t, log: &record{}, window: always, source: filepath.Join(dir, "source"), mount: filepath.Join(dir, "mount"), state: filepath.Join(dir, "state"),
 		store: filepath.Join(dir, "target"), path: filepath.Join(dir, "vhdrelay.yaml"), socket: filepath.Join(dir, "s"), rand: rand.New(rand.NewPCG(1, 2))}
 	for _, d := range []string{r.source, r.mount, r.state} {
 		r.must(os.MkdirAll(d, 0o700))
@@ -166,7 +167,7 @@ func (r *rig) start() {
 
 func (r *rig) tryStart(conf *config.Config) error {
 	r.t.Helper()
-	app, closeState, err := open(conf, Options{Log: slog.New(slog.NewTextHandler(&r.log, nil))})
+	app, closeState, err := open(conf, Options{Log: slog.New(slog.NewTextHandler(r.log, nil))})
 	if err != nil {
 		return err
 	}
@@ -346,7 +347,7 @@ func (r *rig) child() *exec.Cmd {
 	if r.signal == syscall.SIGTERM {
 		cmd.Env = append(cmd.Env, termEnv+"=1")
 	}
-	cmd.Stderr = &r.log
+	cmd.Stderr = r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r.must(cmd.Start())
 	r.t.Cleanup(func() {
@@ -373,6 +374,24 @@ func (r *rig) kill(cmd *exec.Cmd) {
 	r.must(cmd.Process.Kill())
 	_ = cmd.Wait() // says that it was killed
 	unix.Unmount(r.mount, unix.MNT_DETACH)
+}
+
+// record is a log that is read while it is written.
+type record struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (l *record) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *record) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // logged tells whether the log has the text.
