@@ -285,6 +285,17 @@ func TestProtectionIsAJob(t *testing.T) {
 	if all, err := r.client.Jobs(r.ctx(), "web"); err != nil || len(all.Jobs) != 1 || all.Jobs[0].ID != j.ID {
 		t.Errorf("after a restart: %+v, %v", all, err)
 	}
+	// At rest nothing is sent, so the new disk is seen before it is there: what is copied in a moment may be no job.
+	_, err := r.client.Pause(r.ctx(), "web")
+	r.must(err)
+	r.write("web/more.img", r.content(mib))
+	r.await("web", "a job for the new disk", func(v control.VM) bool { return len(v.Jobs) == 1 && v.Jobs[0].ID != j.ID })
+	_, err = r.client.Resume(r.ctx(), "web")
+	r.must(err)
+	r.sync("web")
+	if again := r.jobOf(control.JobProtect); again.ID == j.ID || again.State != control.JobDone || !strings.Contains(again.Result, "3 disks") {
+		t.Errorf("another disk: %+v", again)
+	}
 }
 
 // Killed between the copy and the first point, the job goes on where it was.

@@ -259,6 +259,7 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 	}
 	v.mu.disks[src.ID()] = d
 	v.mu.Unlock()
+	v.notify()
 	v.initial.ask()
 	return nil
 }
