@@ -125,7 +125,7 @@ func (w *deepWorker) compare(ctx context.Context, j *deepJob) error {
 		return err
 	}
 	j.skipped = j.disk.Len() - runs.Blocks()
-	found, err := w.look(ctx, j, runs)
+	found, err := w.look(ctx, j.disk, j.hole, runs, w.want)
 	if err != nil || found.Empty() {
 		return err
 	}
@@ -134,7 +134,7 @@ func (w *deepWorker) compare(ctx context.Context, j *deepJob) error {
 	if runs, err = w.expected(ctx, j.disk); err != nil {
 		return err
 	}
-	j.found, err = w.look(ctx, j, found.Intersect(runs))
+	j.found, err = w.look(ctx, j.disk, j.hole, found.Intersect(runs), w.want)
 	return err
 }
 
@@ -166,20 +166,4 @@ func (w *deepWorker) expected(ctx context.Context, r diskRange) (runs diskSet, e
 		return runs, fmt.Errorf("what later epochs carry: %w", err)
 	}
 	return runs.Subtract(carried), nil
-}
-
-// look finds the blocks of runs that differ.
-func (w *deepWorker) look(ctx context.Context, j *deepJob, runs diskSet) (diskSet, error) {
-	if !j.hole {
-		return w.differing(ctx, j.disk, runs, w.want)
-	}
-	var found diskSet
-	for _, run := range runs.Ranges() {
-		for b := run.Start; b < run.End; b++ {
-			if w.want[b-j.disk.Start] != checksum.ZeroBlock {
-				found.Add(diskRange{Start: b, End: b + 1})
-			}
-		}
-	}
-	return found, nil
 }

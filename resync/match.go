@@ -138,7 +138,7 @@ func (w *matchWorker) compare(ctx context.Context, j *matchJob) error {
 	if w.sums, err = readSource(deps.Source, deps.Layout, j.disk, w.buf, w.sums[:0]); err != nil {
 		return fmt.Errorf("reading disk blocks %v: %w", j.disk, err)
 	}
-	found, err := w.look(ctx, j, open)
+	found, err := w.look(ctx, j.disk, j.hole, open, w.sums)
 	if err != nil {
 		return err
 	}
@@ -166,20 +166,4 @@ func (w *matchWorker) open(ctx context.Context, r diskRange) (open diskSet, err 
 		return open, fmt.Errorf("what later epochs carry: %w", err)
 	}
 	return open.Subtract(carried), nil
-}
-
-// look finds the blocks that differ.
-func (w *matchWorker) look(ctx context.Context, j *matchJob, open diskSet) (diskSet, error) {
-	if !j.hole {
-		return w.differing(ctx, j.disk, open, w.sums)
-	}
-	var found diskSet
-	for _, run := range open.Ranges() {
-		for b := run.Start; b < run.End; b++ {
-			if w.sums[b-j.disk.Start] != checksum.ZeroBlock {
-				found.Add(diskRange{Start: b, End: b + 1})
-			}
-		}
-	}
-	return found, nil
 }

@@ -90,6 +90,22 @@ type ladder struct {
 	got    []checksum.Sum
 }
 
+// look is differing, and asks the target nothing where it has a hole.
+func (l *ladder) look(ctx context.Context, r diskRange, hole bool, runs diskSet, want []checksum.Sum) (diskSet, error) {
+	if !hole {
+		return l.differing(ctx, r, runs, want)
+	}
+	var found diskSet
+	for _, run := range runs.Ranges() {
+		for b := run.Start; b < run.End; b++ {
+			if want[b-r.Start] != checksum.ZeroBlock {
+				found.Add(diskRange{Start: b, End: b + 1})
+			}
+		}
+	}
+	return found, nil
+}
+
 // differing returns the blocks of r that are in runs and not as want (of r, by
 // block) says. Only the chunks that differ are read back.
 func (l *ladder) differing(ctx context.Context, r diskRange, runs diskSet, want []checksum.Sum) (diskSet, error) {
