@@ -18,6 +18,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 	"github.com/vhdrelay/vhdrelay/systemd"
 )
 
@@ -30,6 +31,14 @@ const (
 	actionState = "mend the cause, then: systemctl restart vhdrelay; disks that were written meanwhile are compared whole, nothing is sent that the target has"
 )
 
+// actionOf is the next action: what the cause says itself, or that it is to be mended.
+func actionOf(cause error) string {
+	if a := (retry.Advised)(nil); errors.As(cause, &a) {
+		return a.ErrorAction()
+	}
+	return actionState
+}
+
 // serveBare serves the stores without a journal until ctx ends: nothing is tracked,
 // and an image is marked suspect on itself, durably, before its first change.
 func (a *Appliance) serveBare(ctx context.Context, cause error) error {
@@ -37,7 +46,7 @@ func (a *Appliance) serveBare(ctx context.Context, cause error) error {
 	if err != nil {
 		return err
 	}
-	a.log.Error("disks are served untracked, nothing is replicated", "code", codeState, "cause", cause, "action", actionState)
+	a.log.Error("disks are served untracked, nothing is replicated", "code", codeState, "cause", cause, "action", actionOf(cause))
 	signal.Ignore(syscall.SIGHUP) // the config is read at the restart
 	defer signal.Reset(syscall.SIGHUP)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -53,7 +62,7 @@ func (a *Appliance) serveBare(ctx context.Context, cause error) error {
 		for _, s := range a.stores {
 			g.Go(func() error { return s.watch(run) })
 		}
-		refusal := control.Refused(codeState, actionState, "%v", cause)
+		refusal := control.Refused(codeState, actionOf(cause), "%v", cause)
 		g.Go(func() error {
 			return control.ServeStatus(run, a.listener, func(vm string) (control.Status, error) { return a.bareStatus(vm, cause) }, refusal, a.log)
 		})
@@ -107,7 +116,7 @@ func (a *Appliance) bareStatus(vm string, cause error) (control.Status, error) {
 		if vm != "" && vm != name {
 			continue
 		}
-		reason := critical(codeState, actionState, "disks are served untracked, nothing is replicated: %v", cause)
+		reason := critical(codeState, actionOf(cause), "disks are served untracked, nothing is replicated: %v", cause)
 		reason.Since = since
 		status.VMs = append(status.VMs, control.VM{Name: name, State: string(lifecycle.Error), Health: control.HealthCritical,
 			Reasons: []control.Reason{reason}, Resync: control.Resync{State: control.ResyncIdle}})

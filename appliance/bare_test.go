@@ -111,3 +111,59 @@ func (r *rig) serveAll() (stop func() error) {
 		}
 	}
 }
+
+// I9: a journal whose table is damaged, or whose opening ended the process again and again, is no crash loop: disks are
+// served without it, and the status says what to do. Who does it gets every disk compared and every later change shipped.
+func TestI9_DamagedJournalIsMovedAway(t *testing.T) {
+	for name, spoil := range map[string]func(r *rig, journal string){
+		"a table": func(r *rig, journal string) {
+			tables, err := filepath.Glob(filepath.Join(journal, "*.sst"))
+			r.must(err)
+			for _, path := range tables {
+				data, err := os.ReadFile(path)
+				r.must(err)
+				data[len(data)/2] ^= 4
+				r.must(os.WriteFile(path, data, 0o600))
+			}
+			if len(tables) == 0 {
+				r.t.Error("the journal has no table")
+			}
+		},
+		"deaths": func(r *rig, journal string) {
+			r.must(os.WriteFile(filepath.Join(journal, "OPENING"), []byte("..."), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			content := r.content(9 * mib)
+			r.put("web/os.img", bytes.Clone(content))
+			r.start()
+			old := r.sync("web")
+			r.stop()
+			journal := filepath.Join(r.state, "journal")
+			spoil(r, journal)
+			stop := r.serveAll()
+			v := r.vm("web")
+			if !hasMessage(v, "state-unusable", "the journal store is damaged", "", "move the directory \"journal\"") {
+				t.Errorf("%+v", v.Reasons)
+			}
+			r.change("web/os.img", mib, []byte("while it was served bare"))
+			copy(content[mib:], "while it was served bare")
+			r.must(stop())
+			r.must(os.Rename(journal, journal+".damaged"))
+			r.start()
+			r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
+			r.change("web/os.img", 2*mib, []byte("after it"))
+			copy(content[2*mib:], "after it")
+			r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
+			points, err := r.client.Points(r.ctx(), "web")
+			r.must(err)
+			if points.Points[0].ID != old {
+				t.Errorf("the points of before are gone: %+v", points)
+			}
+			if err := r.client.JournalCheck(r.ctx()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -69,11 +69,32 @@ func (s *Store) open() (*badger.DB, error) {
 	if err := rehearse(s.dir); err != nil {
 		return nil, err
 	}
-	db, err := badger.Open(s.options())
+	if err := removeEmptyLogs(s.dir); err != nil {
+		return nil, err
+	}
+	if err := proven(s.dir); err != nil {
+		return nil, err
+	}
+	db, err := s.attempt()
 	if err != nil {
 		return nil, err
 	}
 	if err := reserve(s.dir); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// attempt opens the database; openings that end the process are counted.
+func (s *Store) attempt() (*badger.DB, error) {
+	if err := beginOpening(s.dir); err != nil {
+		return nil, err
+	}
+	db, err := badger.Open(s.options())
+	if err != nil {
+		return nil, errors.Join(err, endOpening(s.dir))
+	}
+	if err := endOpening(s.dir); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil

@@ -114,7 +114,7 @@ func rehearse(dir string) error {
 // reserve gives the logs of the memtables all the space of their mapping, so that
 // writing to them meets no full disk. Where the file system cannot, room alone must do.
 func reserve(dir string) error {
-	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	logs, err := logsIn(dir, memtableLog)
 	if err != nil {
 		return err
 	}
