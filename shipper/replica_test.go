@@ -2,6 +2,8 @@ package shipper
 
 import (
 	"context"
+	"errors"
+	"syscall"
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -244,6 +246,57 @@ func TestI4_ZeroBlockOfUnknownEntryIsCleared(t *testing.T) {
 
 // An entry becomes unknown between manifest and record: the target may not hold
 // what the table said, so the epoch is no point.
+// watchedDocuments shows what is saved before it is, and may refuse it.
+type watchedDocuments struct {
+	Documents
+	saving func(v any) error
+}
+
+func (d watchedDocuments) Save(key string, v any) error {
+	if err := d.saving(v); err != nil {
+		return err
+	}
+	return d.Documents.Save(key, v)
+}
+
+// An apply that reads from the state which point is the newest finds its record, and a point that could not be counted is
+// none in the list either.
+func TestI5_TheRecordIsKnownBeforeItIsNamed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		before := r.vm.state.get().Recorded
+		var refuse error
+		named := 0
+		r.vm.state.docs = watchedDocuments{r.vm.state.docs, func(v any) error {
+			now := v.(vmRecord).Recorded
+			if now == before {
+				return nil
+			}
+			if named++; now.Epoch != 0 {
+				if _, ok := r.vm.recordOf(now); !ok {
+					t.Errorf("point %s is named, its record is not known", now)
+				}
+			}
+			return refuse
+		}}
+		r.fill("a.raw", 0, 8*kib, 50)
+		r.must(r.run(r.vm.captureStep))
+		refuse = syscall.EIO
+		if err := r.run(r.vm.shipStep); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("%v", err)
+		}
+		if n := len(r.vm.liveRecords()); n == 0 || r.vm.liveRecords()[n-1].ID() != before {
+			t.Errorf("%d records, the newest is not %s", n, before)
+		}
+		refuse = nil
+		r.must(r.run(r.vm.shipStep))
+		if now := r.vm.state.get().Recorded; now == before || named < 2 {
+			t.Errorf("newest point %s, named %d times", now, named)
+		}
+		r.finish()
+	})
+}
+
 func TestI5_JudgedAgainBeforeTheRecord(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := replicated(t)

@@ -347,16 +347,21 @@ func pointTime(sealed, previous time.Time) time.Time {
 	return sealed
 }
 
-// count makes a record a point of ours, durably.
+// count makes a record a point of ours, durably. It is in the list before the state names it: an apply that reads the state
+// beside us looks the record up there.
 func (v *VM) count(r catalog.Record) error {
+	v.mu.Lock()
+	v.mu.records = append(v.mu.records, r)
+	v.mu.Unlock()
 	err := v.state.update(func(s *vmRecord) {
 		s.Recorded, s.RecordedAt, s.Unrecorded = r.ID(), r.Time, nil
 	})
+	v.mu.Lock()
 	if err != nil {
+		v.mu.records = slices.DeleteFunc(v.mu.records, func(have catalog.Record) bool { return have.ID() == r.ID() })
+		v.mu.Unlock()
 		return err
 	}
-	v.mu.Lock()
-	v.mu.records = append(v.mu.records, r)
 	v.mu.catchUp = ""
 	v.mu.Unlock()
 	v.wakeApplyIfLarge()
