@@ -104,8 +104,20 @@ func clipped(ranges []DiskRange, end extent.DiskBlock) []DiskRange {
 func (d *disk) forgetCutOff() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t, end := d.mu.table, diskBlocks(d.mu.info.VirtualSize)
-	if t == nil || d.mu.infoErr != nil || d.state.get().Stage != StageComplete || t.Blocks() <= end {
+	t := d.mu.table
+	if t == nil || d.state.get().Stage != StageComplete {
+		return nil
+	}
+	end := diskBlocks(d.mu.info.VirtualSize)
+	if d.mu.infoErr != nil || d.mu.info.Format == "" {
+		// Nobody can say how large the disk is, but a block beyond the end of its file it does not have.
+		size, err := d.src.Size()
+		if err != nil {
+			return fmt.Errorf("disk %s: where its image ends: %w", d.src.Name(), err)
+		}
+		end = diskBlocks(size)
+	}
+	if t.Blocks() <= end {
 		return nil
 	}
 	if err := t.Forget(DiskRange{Start: end, End: t.Blocks()}); err != nil {
@@ -149,6 +161,9 @@ func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
 	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().TableReady || d.state.get().Matching {
 		return nil, image.Layout{}, false
 	}
-	info, _ := d.info()
+	info, err := d.info()
+	if err != nil || info.Format == "" {
+		return nil, image.Layout{}, false // what lies where in it is not known: compared when it can be read again
+	}
 	return d.table(), info.Layout(), true
 }

@@ -17,16 +17,18 @@ import (
 // segment captures one complete disk.
 func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.ManifestDisk) error {
 	info, err := sealedInfo(d, ed)
-	if err != nil {
-		// Without its footer the disk has no size: all of it goes back, and the next epoch looks again.
-		c.leaveOpen(fmt.Sprintf("disk %s: %v", d.src.Name(), err))
-		d.setInfo(image.Info{}, err)
-		c.giveBack(d.src.ID(), ed)
-		info, _ = d.info()
-	} else {
-		d.setInfo(info, nil)
-	}
+	d.setInfo(info, err)
 	st := d.state.get()
+	if err != nil {
+		// Without its footer the disk has no size: all of it goes back, and the next epoch looks again. Nothing is written: a
+		// size that nobody knows must not become the replica's.
+		c.leaveOpen(fmt.Sprintf("disk %s: %v", d.src.Name(), err))
+		c.giveBack(d.src.ID(), ed)
+		c.unknown[d.src.ID()] = d.table().UnknownCount()
+		md.VirtualSize = st.VirtualSize
+		md.DiskSum, md.SumKnown = d.table().DiskSum()
+		return nil
+	}
 	resized := st.Resized || st.VirtualSize != info.VirtualSize
 	md.Format, md.VirtualSize = info.Format, info.VirtualSize
 	dc := &diskCapture{capture: c, disk: d, table: d.table(), info: info, view: ed, page: make([]byte, captureRun*extent.BlockSize)}
@@ -82,9 +84,17 @@ func (c *capture) header(d *disk, info image.Info) segment.Header {
 
 // sealedInfo is format and size of the disk as of the seal.
 func sealedInfo(d *disk, ed EpochDisk) (image.Info, error) {
-	info, _ := d.info()
+	info, err := d.info()
+	if info.Format == "" { // it could not be read when the disk came: it may be now
+		if info, err = d.probe(); err != nil {
+			return info, err
+		}
+	}
 	switch info.Format {
 	case image.Raw:
+		if ed.FileSize() == 0 { // between a truncation and what comes after it, when a file is written over the disk
+			return info, fmt.Errorf("the image is empty: %w", image.ErrNotYet)
+		}
 		info.FileSize, info.VirtualSize = ed.FileSize(), ed.FileSize()
 		return info, nil
 	case image.VHDFixed:
