@@ -73,14 +73,31 @@ func (b *bench) variants(size int64) (made []*variant, err error) {
 	return made, nil
 }
 
-// interleave runs one job on all variants in turn, round by round, the order rotating.
+// turns is the order in which n variants run in a round: over n rounds each runs once in each place and, if n is even,
+// once after each other one (E. J. Williams 1949), because a variant inherits the disk and the caches of the one before it.
+func turns(n, round int) []int {
+	order := make([]int, n)
+	for i := range order {
+		step := (i + 1) / 2
+		if i%2 == 0 {
+			step = n - step
+		}
+		order[i] = (step + round) % n
+	}
+	return order
+}
+
+// interleave runs one job on all variants in turn, round by round, in a balanced order. Nobody's turn pays for what
+// another left to be written back.
 func (b *bench) interleave(j job, variants []*variant, size int64) (figures, error) {
 	f := figures{}
 	for round := range b.rounds {
-		for i := range variants {
-			v := variants[(i+round)%len(variants)]
-			if err := settle(v.backing); err != nil {
-				return nil, err
+		for _, i := range turns(len(variants), round) {
+			v := variants[i]
+			for _, other := range variants {
+				if err := settle(other.backing); err != nil {
+					return nil, err
+				}
 			}
 			l, err := j.run(b.ctx, v.file, size, b.turn, v.raw)
 			if err != nil {

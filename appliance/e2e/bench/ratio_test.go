@@ -105,3 +105,20 @@ func TestMatrixRowsHoldEachBudget(t *testing.T) {
 		t.Errorf("a row of small writes is held against the raw file too: %d", n)
 	}
 }
+
+func TestTurnsAreBalanced(t *testing.T) {
+	const n = 4
+	places, after := map[[2]int]int{}, map[[2]int]int{}
+	for round := range n {
+		order := turns(n, round)
+		for i, v := range order {
+			places[[2]int{i, v}]++
+			if i > 0 {
+				after[[2]int{order[i-1], v}]++
+			}
+		}
+	}
+	if len(places) != n*n || len(after) != n*(n-1) {
+		t.Errorf("%d of %d places, %d of %d successions", len(places), n*n, len(after), n*(n-1))
+	}
+}
