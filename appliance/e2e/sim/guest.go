@@ -59,10 +59,14 @@ func (w *world) change(d *dice, img *Image) (c extent.Change, data []byte) {
 		return extent.Change{Kind: extent.Zero, Off: int64(off), Len: int64(n)}, nil
 	case k < 5 && grows && d.draw(4) == 0:
 		w.struck("guest truncates")
-		return extent.Change{Kind: extent.Truncate, Off: int64(1 + d.draw(12*mib))}, nil
+		most := 2*size + 8*kib // up and down alike
+		if d.draw(8) == 0 {
+			most = 12 * mib
+		}
+		return extent.Change{Kind: extent.Truncate, Off: int64(1 + d.draw(most))}, nil
 	case k < 6 && grows:
 		w.struck("guest writes past the end")
-		off = size - d.draw(min(size, 5000)) + d.draw(3)*d.draw(100*kib)
+		off = size - d.draw(min(size, 5000)) + d.draw(3)/2*d.draw(100*kib)
 		n = 1 + d.draw(20*kib)
 	}
 	data = make([]byte, n)

@@ -84,7 +84,7 @@ func (m *Image) pause() {
 	}
 }
 
-// do performs a guest's change, page by page for a write, and tells the timeline of each effect at its moment.
+// do performs a guest's change, page by page for a write, and tells the timeline of each effect at its moment. The data is kept.
 func (m *Image) do(c extent.Change, data []byte, t *oracle.Timeline, op *oracle.Op) error {
 	if c.Kind != extent.Write {
 		return m.effect(c, nil, t, op)
@@ -110,7 +110,7 @@ func (m *Image) effect(c extent.Change, data []byte, t *oracle.Timeline, op *ora
 		return errDead
 	}
 	size := int64(len(m.mu.data))
-	e := edit{off: c.Off, n: c.Len, data: bytes.Clone(data), size: max(size, c.Off+c.Len)}
+	e := edit{off: c.Off, n: c.Len, data: data, size: max(size, c.Off+c.Len)}
 	switch c.Kind {
 	case extent.Write:
 		t.Wrote(op, m.name, c.Off, data)

@@ -48,6 +48,8 @@ type world struct {
 	offset atomic.Int64 // of the clock, nanoseconds
 	inode  atomic.Uint64
 
+	spaces map[string][]byte // of restored disks; the judge's alone
+
 	guests  sync.WaitGroup
 	leaving chan struct{} // closed when guests and operators are to end
 
@@ -86,7 +88,7 @@ type ack struct {
 }
 
 func newWorld(seed uint64, dir string) *world {
-	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), leaving: make(chan struct{})}
+	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), leaving: make(chan struct{}), spaces: map[string][]byte{}}
 	w.mu.seals, w.mu.closed, w.mu.counts = map[string]sealed{}, map[string]manifest{}, map[string]int{}
 	uuid.SetRand(reader{rand.New(rand.NewPCG(seed, 5))})
 	w.target = fake.New(fake.Options{Now: time.Now})
@@ -139,9 +141,9 @@ func (w *world) bareHost(l *life) *host {
 
 // addImage puts an image of random size and content into a VM's directory.
 func (w *world) addImage(h *host, vm, name string) *Image {
-	size := 1 + w.draw(10*mib)
+	size := 1 + w.draw(w.most())
 	if isVHD(name) {
-		size = mib * (1 + w.draw(9))
+		size = (size + mib - 1) &^ (mib - 1)
 	}
 	content := make([]byte, size)
 	for at := 0; at < size; at += 64 * kib * (1 + w.draw(8)) {
@@ -158,20 +160,40 @@ func (w *world) addImage(h *host, vm, name string) *Image {
 	return img
 }
 
+// most is what the size of an image is drawn from: most are small, or a history would be spent reading what never changes;
+// some have more regions than the activity log.
+func (w *world) most() int {
+	switch k := w.draw(10); {
+	case k < 5:
+		return 300 * kib
+	case k < 8:
+		return 5 * mib / 2
+	}
+	return 12 * mib
+}
+
+// noise is where random bytes are taken from.
+var noise = func() []byte {
+	p := make([]byte, 2*mib)
+	_, _ = reader{rand.New(rand.NewPCG(9, 9))}.Read(p)
+	return p
+}()
+
 // fill writes bytes that name their writer, compressible or not.
 func fill(p []byte, id uint64) {
-	rng := rand.New(rand.NewPCG(id, 9))
 	if id%3 == 0 {
-		for i := range p {
-			p[i] = byte(id>>(8*(i%4))) | 1
+		for i := range min(4, len(p)) {
+			p[i] = byte(id>>(8*i)) | 1
+		}
+		for n := 4; n < len(p); n *= 2 {
+			copy(p[n:], p[:n])
 		}
 		return
 	}
-	for i := 0; i+8 <= len(p); i += 8 {
-		v := rng.Uint64()
-		for k := range 8 {
-			p[i+k] = byte(v >> (8 * k))
-		}
+	at := int(id * 0x9e3779b97f4a7c15 >> 44) // 20 bits
+	for len(p) > 0 {
+		n := copy(p, noise[at:])
+		p, at = p[n:], 0
 	}
 }
 

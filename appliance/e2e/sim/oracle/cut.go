@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -56,6 +57,7 @@ type cut struct {
 	free  []*Op  // may be in or out, in the order they were sent
 	views []*view
 	tried int
+	space []byte // where a disk is put together
 	first string // difference of the first cut that was tried
 }
 
@@ -171,15 +173,7 @@ func (v *view) touchedBy(op *Op) bool {
 
 // difference replays the tail over the base and says where the point differs first; "" nowhere.
 func (v *view) difference(c *cut, in map[*Op]bool) string {
-	want := append([]byte(nil), v.base...)
-	for _, ch := range v.tail {
-		if in[ch.op] || !c.isFree(ch.op) {
-			want = ch.apply(want)
-		}
-	}
-	if short := int64(len(want)) % v.round; short != 0 {
-		want = append(want, make([]byte, v.round-short)...)
-	}
+	want := v.at(c, in)
 	if len(want) != len(v.content) {
 		return fmt.Sprintf("disk %s has %d bytes in the point and %d at the cut", v.name, len(v.content), len(want))
 	}
@@ -194,6 +188,21 @@ func (v *view) difference(c *cut, in map[*Op]bool) string {
 		}
 	}
 	return ""
+}
+
+// at is the disk with some of the free requests; it may be read until the next call.
+func (v *view) at(c *cut, in map[*Op]bool) []byte {
+	tail := slices.DeleteFunc(slices.Clone(v.tail), func(ch change) bool { return !in[ch.op] && c.isFree(ch.op) })
+	short := func(p []byte) int64 { return (v.round - int64(len(p))%v.round) % v.round }
+	if len(tail) == 0 && short(v.base) == 0 {
+		return v.base
+	}
+	c.space = append(c.space[:0], v.base...)
+	for _, ch := range tail {
+		c.space = ch.apply(c.space)
+	}
+	c.space = append(c.space, make([]byte, short(c.space))...)
+	return c.space
 }
 
 func distance(a, b []byte) int {

@@ -118,9 +118,9 @@ func (t *Timeline) Crash() {
 	}
 }
 
-// Wrote says that bytes of a disk changed on behalf of op. The data is copied.
+// Wrote says that bytes of a disk changed on behalf of op. The data is kept, and must not change.
 func (t *Timeline) Wrote(op *Op, name string, off int64, data []byte) {
-	t.add(name, change{op: op, off: off, length: int64(len(data)), data: append([]byte{}, data...)})
+	t.add(name, change{op: op, off: off, length: int64(len(data)), data: data[:len(data):len(data)]})
 }
 
 // Zeroed says that a range of a disk reads as zeros since now, as far as it lies within its size.
@@ -188,7 +188,7 @@ func (c change) apply(content []byte) []byte {
 	size := int64(len(content))
 	switch {
 	case c.resize && c.off <= size:
-		return content[:c.off:c.off]
+		return content[:c.off]
 	case c.resize:
 		return append(content, make([]byte, c.off-size)...)
 	case c.data == nil:
