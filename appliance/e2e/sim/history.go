@@ -221,7 +221,7 @@ func (w *world) stepPowerCutAt(s Step) error {
 }
 
 func (w *world) stepKillRecovering(s Step) error {
-	w.fate.with(func(f *fate) { f.mu.any = 1 + s.A%24 })
+	w.fate.with(func(f *fate) { f.mu.any = 1 + s.A%6 })
 	err := w.crash(s.B%2 == 0)
 	w.fate.with(func(f *fate) { f.mu.any = 0 })
 	return err
@@ -365,7 +365,7 @@ func (w *world) stepLost(Step) error {
 	p := w.active()
 	p.life.kill()
 	next := p.remains(false)
-	next.store, next.tree = &memory.Store{}, newPlatter(next.tree.life)
+	next.store, next.tree, next.saved, next.beats = &memory.Store{}, newPlatter(next.tree.life), "", nil
 	w.setActive(nil)
 	for _, line := range next.lines {
 		line.Crash()

@@ -31,7 +31,14 @@ type host struct {
 	order  map[string][]string          // disk names of a VM
 	boot   journal.Boot
 	lines  map[string]*oracle.Timeline // by VM
-	unsure bool                        // the last stop was not clean
+	saved  string                      // real directory of saved blocks and the heartbeat; "": none
+	beats  []beat                      // of the heartbeat file, which is never synced
+}
+
+// beat is what the heartbeat file held.
+type beat struct {
+	at   time.Time // by the virtual clock, which never steps
+	text []byte
 }
 
 // process is one life of the appliance on a host.
@@ -40,7 +47,6 @@ type process struct {
 	h      *host
 	life   *life
 	j      *journal.Journal
-	saved  string // directory of saved blocks
 	cancel context.CancelFunc
 	ctx    context.Context
 	run    sync.WaitGroup
@@ -132,8 +138,8 @@ func (p *process) hook(point string) {
 
 func (p *process) open() (err error) {
 	w := p.w
-	if w.saves {
-		if p.saved, err = os.MkdirTemp(w.dir, "saved"); err != nil {
+	if w.saves && p.h.saved == "" {
+		if p.h.saved, err = os.MkdirTemp(w.dir, "saved"); err != nil {
 			return err
 		}
 	}
@@ -141,7 +147,7 @@ func (p *process) open() (err error) {
 	if w.log != nil {
 		quiet = slog.New(slog.NewTextHandler(w.log, nil))
 	}
-	p.j, err = journal.Open(p.h.store, journal.Options{ActivityRegions: w.regions, Log: quiet, Hook: p.hook, Saved: p.saved, Now: w.now,
+	p.j, err = journal.Open(p.h.store, journal.Options{ActivityRegions: w.regions, Log: quiet, Hook: p.hook, Saved: p.h.saved, Now: w.now,
 		Boot: func() journal.Boot { return p.h.boot }})
 	if err != nil {
 		return err
@@ -302,12 +308,36 @@ func (p *process) beat() {
 	tick := time.NewTicker(journal.DefaultHeartbeat)
 	defer tick.Stop()
 	for p.ctx.Err() == nil {
-		_ = p.j.Heartbeat(p.w.now()) // a lost one costs a comparison
+		if p.life.isAlive() && p.j.Heartbeat(p.w.now()) == nil { // a lost one costs a comparison
+			p.h.noteBeat()
+		}
 		select {
 		case <-tick.C:
 		case <-p.ctx.Done():
 		}
 	}
+}
+
+const heartbeatFile = "heartbeat"
+
+// noteBeat keeps what the heartbeat file holds, for a power cut.
+func (h *host) noteBeat() {
+	if text, err := os.ReadFile(filepath.Join(h.saved, heartbeatFile)); err == nil && h.saved != "" {
+		h.beats = append(h.beats, beat{time.Now(), text})
+	}
+}
+
+// tornBeat puts a content that the heartbeat file had within the time that the kernel takes to write it back.
+func (h *host) tornBeat(draw func(n int) int) error {
+	const lag = 2 * time.Minute
+	i := len(h.beats) - 1
+	for i > 0 && time.Since(h.beats[i].at) < lag && draw(3) > 0 {
+		i--
+	}
+	if i < 0 || h.saved == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(h.saved, heartbeatFile), h.beats[i].text, 0o600)
 }
 
 // compare is the loop of the comparisons: whenever something is suspect.
@@ -379,9 +409,6 @@ func (p *process) bury() {
 			_ = m.pipe.Close() // of a copy that nobody looks at
 		}
 	}
-	if p.saved != "" {
-		_ = os.RemoveAll(p.saved)
-	}
 }
 
 // stop is the clean stop. Guests do not write any more.
@@ -403,11 +430,14 @@ func (p *process) stop() error {
 // remains is the host as the next process finds it.
 func (p *process) remains(cut bool) *host {
 	h, l, w := p.h, newLife(), p.w
-	next := &host{order: h.order, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, unsure: true}
+	next := &host{order: h.order, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved, beats: h.beats}
 	next.store = h.store.Crash()
 	next.tree = h.tree.after(l, cut, func() bool { return w.draw(2) == 0 })
 	if cut {
 		next.boot = journal.Boot{ID: fmt.Sprint("boot", w.draw(1<<30)), Start: w.now()}
+		if err := next.tornBeat(w.draw); err != nil {
+			w.fail("the heartbeat of a power cut: %v", err)
+		}
 	}
 	for vm, disks := range h.images {
 		next.images[vm] = map[string]*Image{}

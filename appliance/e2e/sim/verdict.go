@@ -197,6 +197,9 @@ func (h *host) check() []*shipper.Finding {
 func (w *world) checkCover(p *process) {
 	for _, m := range p.machines() {
 		for _, t := range m.all() {
+			if t.disk.Suspected() {
+				w.struck("suspect: " + t.disk.Recovery().Reason)
+			}
 			if err := cover(m, t); err != nil && p.life.isAlive() {
 				w.fail("I1, I4, I11: after a start, %s/%s: %v", m.name, t.image.name, err)
 			}
