@@ -42,7 +42,7 @@ type Appliance struct {
 	machineID string
 
 	listener  net.Listener
-	stateLock *os.File
+	stateLock *dirLock
 	journal   *journal.Journal
 	buffers   *shipper.Buffers
 	pacer     *retry.Pacer

@@ -65,7 +65,7 @@ func checkWritable(conf config.Store) error {
 }
 
 // lockState takes the state directory for this process.
-func lockState(dir string) (*os.File, error) {
+func lockState(dir string) (*dirLock, error) {
 	f, err := lockDir(dir)
 	if errors.Is(err, errLocked) {
 		return nil, control.Refused("state-in-use", "stop the other vhdrelay, or give this one its own state_dir", "another vhdrelay%s works in %s", holder(dir), dir)
@@ -76,8 +76,16 @@ func lockState(dir string) (*os.File, error) {
 // errLocked: another process, or another part of this one, has the directory.
 var errLocked = errors.New("directory is locked")
 
-// lockDir locks a directory until the file is closed.
-func lockDir(dir string) (*os.File, error) {
+// dirLock is a directory that is locked until it is closed.
+type dirLock struct{ *os.File }
+
+// Close unlocks before it closes: a child that this process is just making has the descriptor as well, until it runs its
+// program, and would keep the lock as long.
+func (l dirLock) Close() error {
+	return errors.Join(unix.Flock(int(l.Fd()), unix.LOCK_UN), l.File.Close())
+}
+
+func lockDir(dir string) (*dirLock, error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -89,7 +97,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
-	return f, nil
+	return &dirLock{f}, nil
 }
 
 // identify reads the store's id, or draws one that remember writes.

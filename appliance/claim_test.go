@@ -164,6 +164,11 @@ func TestLockDir(t *testing.T) {
 	if _, err := lockState(dir); !errors.Is(err, &control.Error{Code: "state-in-use"}) {
 		t.Errorf("%v", err)
 	}
+	inherited, err := unix.Dup(int(f.Fd())) // as by a child that has not run its program yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ type store struct {
 	log     *slog.Logger
 	id      string // of the store, kept on its root
 	fresh   bool   // the id was drawn at this start and is not on the root yet
-	lock    *os.File
+	lock    *dirLock
 	srv     *fs.Server
 	leaving atomic.Bool // we unmount it ourselves
 	watcher watcher
