@@ -41,6 +41,7 @@ var leaves = map[string][]string{
 	"fs/image":        {"journal/extent"},
 	"fs/image/vhd":    {"journal/extent", "fs/image"},
 	"fs/image/vhdx":   {"journal/extent", "fs/image"},
+	"fs/image/chain":  {"journal/extent", "fs/image", "fs/image/vhd", "fs/image/vhdx"},
 	"shipper/segment": {"journal/extent", "resync/checksum"},
 }
 

@@ -3,6 +3,7 @@ package image
 import (
 	"path"
 	"strings"
+	"time"
 )
 
 // FileOffset is a byte offset in an image file.
@@ -49,12 +50,13 @@ func (g Geometry) Bytes() int64 {
 // Info is what Probe found out about an image file.
 type Info struct {
 	Format      Format
-	FileSize    int64    // bytes of the file
-	VirtualSize int64    // bytes of the virtual disk; 0 if the format is not protected
-	ID          [16]byte // unique id of a VHD, zero for other formats
-	Geometry    Geometry // of a VHD, informative
-	Creator     string   // creator application of a VHD, as stored
-	Notes       []string // oddities that do not prevent protection, one sentence each
+	FileSize    int64     // bytes of the file
+	VirtualSize int64     // bytes of the virtual disk; 0 if the format is not protected
+	ID          [16]byte  // unique id of a VHD, zero for other formats
+	Geometry    Geometry  // of a VHD, informative
+	Creator     string    // creator application of a VHD, as stored
+	Created     time.Time // time stamp of a VHD's footer; zero for other formats
+	Notes       []string  // oddities that do not prevent protection, one sentence each
 }
 
 var (

@@ -95,7 +95,8 @@ func (p prober) probeVHD(head []byte) (Info, error) {
 }
 
 func (p prober) fixed(f Footer, base FileOffset) (Info, error) {
-	info := Info{Format: VHDFixed, VirtualSize: f.CurrentSize, ID: f.ID, Geometry: f.Geometry, Creator: creatorString(f.Creator)}
+	info := Info{Format: VHDFixed, VirtualSize: f.CurrentSize, ID: f.ID, Geometry: f.Geometry,
+		Creator: creatorString(f.Creator), Created: f.Created}
 	if f.CurrentSize != int64(base) {
 		return info, p.fail("current size", base+offCurrentSize, fmt.Sprint(f.CurrentSize), fmt.Sprint(int64(base)),
 			"footer and file disagree on the size of the disk; repair it with the tool that wrote it", ErrInvalid)

@@ -77,6 +77,9 @@ type Table struct {
 	replayed extent.Set[extent.FileBlock]
 }
 
+// Replayed are the file blocks whose content is the log's and not the file's.
+func (t *Table) Replayed() extent.Set[extent.FileBlock] { return t.replayed.Clone() }
+
 // Blocks is the number of blocks of the virtual disk, the last one counted even if the disk ends inside it.
 func (s Shape) Blocks() int64 { return (s.VirtualSize + s.BlockSize - 1) / s.BlockSize }
 

@@ -13,45 +13,18 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
 )
 
-// layer is an image of a chain and what its disk must read, kept as bytes.
-type layer struct {
-	*writer
-	model []byte // of this disk, all parents seen
-	below []byte // of the parent's disk
-}
+type layer struct{ *imagetest.VHDLayer }
 
 func newLayer(virtual, blockSize int64, id byte, parent *layer, name string) *layer {
 	if parent == nil {
-		return &layer{newWriter(virtual, blockSize, id, nil, ""), make([]byte, virtual), make([]byte, virtual)}
+		return &layer{imagetest.NewVHDLayer(virtual, blockSize, id, nil, "")}
 	}
-	l := &layer{writer: newWriter(virtual, blockSize, id, parent.writer, name), model: make([]byte, virtual), below: make([]byte, virtual)}
-	copy(l.below, parent.model)
-	copy(l.model, l.below)
-	return l
+	return &layer{imagetest.NewVHDLayer(virtual, blockSize, id, parent.VHDLayer, name)}
 }
 
-// change does one random thing to the image and its model.
-func (l *layer) change(rnd *rand.Rand) {
-	n := (rnd.Int64N(40) + 1) * sectorSize
-	off := rnd.Int64N((l.virtual-n)/sectorSize+1) * sectorSize
-	block := off / l.blockSize
-	switch rnd.IntN(8) {
-	case 0:
-		for s := off; s < off+n; s += sectorSize {
-			l.forget(s)
-			copy(l.model[s:], l.below[s:s+sectorSize])
-		}
-	case 1:
-		l.free(block)
-		end := min((block+1)*l.blockSize, l.virtual)
-		copy(l.model[block*l.blockSize:end], l.below[block*l.blockSize:end])
-	case 2:
-		l.move(block)
-	default:
-		data := bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n))
-		l.write(off, data)
-		copy(l.model[off:], data)
-	}
+func (l *layer) open(t testing.TB) *Image {
+	t.Helper()
+	return openBytes(t, l.File())
 }
 
 func (l *layer) disk(t testing.TB, parent image.Parent) (*Image, []byte) {
@@ -64,11 +37,11 @@ func (l *layer) disk(t testing.TB, parent image.Parent) (*Image, []byte) {
 func chain(rnd *rand.Rand, virtual, blockSize int64) []*layer {
 	base := newLayer(virtual, blockSize, 1, nil, "")
 	for range 40 {
-		base.change(rnd)
+		base.Change(rnd)
 	}
 	middle := newLayer(virtual, blockSize, 2, base, "base.vhd")
 	for range 40 {
-		middle.change(rnd)
+		middle.Change(rnd)
 	}
 	return []*layer{base, middle, newLayer(virtual+33<<10+512, blockSize, 3, middle, "middle.vhd")}
 }
@@ -85,19 +58,19 @@ func TestChainsAndTheirChanges(t *testing.T) {
 			parent := middle.Disk(base.Disk(nil))
 			leaf := layers[2]
 			was, diskWas := leaf.disk(t, parent)
-			fileWas := leaf.file()
+			fileWas := leaf.File()
 			for step := range 15 {
 				for range rnd.IntN(4) + 1 {
-					leaf.change(rnd)
+					leaf.Change(rnd)
 				}
 				now, disk := leaf.disk(t, parent)
 				what := fmt.Sprintf("blocks of %d, seed %d, step %d", blockSize, seed, step)
-				if !bytes.Equal(disk, leaf.model) {
+				if !bytes.Equal(disk, leaf.Model) {
 					t.Fatalf("%s: the disk is not the model's", what)
 				}
 				imagetest.CheckMappings(t, now.Table)
-				imagetest.CheckChanged(t, what, was.Table, now.Table, fileWas, leaf.file(), diskWas, disk)
-				was, fileWas, diskWas = now, leaf.file(), disk
+				imagetest.CheckChanged(t, what, was.Table, now.Table, fileWas, leaf.File(), diskWas, disk)
+				was, fileWas, diskWas = now, leaf.File(), disk
 			}
 		}
 	}
@@ -110,8 +83,9 @@ func TestLinkNamesTheParent(t *testing.T) {
 	if !leaf.Link.Matches(base.Info.ID) || leaf.Link.Matches(leaf.Info.ID) || leaf.Link.Matches([16]byte{}) || base.Link == nil {
 		t.Errorf("%+v", leaf.Link)
 	}
-	want := []image.Locator{{Kind: "W2ru", Path: `.\middle.vhd`}, {Kind: "W2ku", Path: `C:\vm\middle.vhd`}, {Kind: "MacX", Path: "file://./middle.vhd"}, {Kind: "name", Path: "middle.vhd"}}
-	if fmt.Sprint(leaf.Link.Locators) != fmt.Sprint(want) || leaf.Link.Time.Sub(epoch2000).Seconds() != 1234 {
+	want := []image.Locator{{Kind: "W2ru", Path: `.\middle.vhd`, At: 512 + 576}, {Kind: "W2ku", Path: `C:\vm\middle.vhd`, At: 512 + 600},
+		{Kind: "MacX", Path: "file://./middle.vhd", At: 512 + 624}, {Kind: "name", Path: "middle.vhd", At: 512 + 64}}
+	if fmt.Sprint(leaf.Link.Locators) != fmt.Sprint(want) || !leaf.Link.Time.Equal(imagetest.Created) {
 		t.Errorf("%+v", leaf.Link)
 	}
 	if leaf.Info.Format != image.VHDDifferencing || layers[0].open(t).Info.Format != image.VHDDynamic {
@@ -127,13 +101,13 @@ func TestLibvhdiReadsTheSameChain(t *testing.T) {
 	for seed := range uint64(3) {
 		layers := chain(rand.New(rand.NewPCG(seed, 2)), 7<<20, 2<<20)
 		dir, mnt := t.TempDir(), t.TempDir()
-		leaf := newLayer(layers[1].virtual, 2<<20, 3, layers[1], "middle.vhd") // it reads no parent that is shorter
+		leaf := newLayer(layers[1].Virtual, 2<<20, 3, layers[1], "middle.vhd") // it reads no parent that is shorter
 		rnd := rand.New(rand.NewPCG(seed, 3))
 		for range 60 {
-			leaf.change(rnd)
+			leaf.Change(rnd)
 		}
 		for name, l := range map[string]*layer{"base.vhd": layers[0], "middle.vhd": layers[1], "leaf.vhd": leaf} {
-			if err := os.WriteFile(filepath.Join(dir, name), l.file(), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name), l.File(), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -148,7 +122,7 @@ func TestLibvhdiReadsTheSameChain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = found || bytes.Equal(got, leaf.model)
+			found = found || bytes.Equal(got, leaf.Model)
 		}
 		if !found {
 			t.Errorf("seed %d: %v is not the model's disk", seed, names)
@@ -159,7 +133,7 @@ func TestLibvhdiReadsTheSameChain(t *testing.T) {
 // TestParentIsNeeded: what is the parent's is not made up.
 func TestParentIsNeeded(t *testing.T) {
 	leaf := newLayer(64<<10, 4096, 2, newLayer(64<<10, 4096, 1, nil, ""), "base.vhd")
-	leaf.write(0, bytes.Repeat([]byte{7}, 4096))
+	leaf.Write(0, bytes.Repeat([]byte{7}, 4096))
 	d := leaf.open(t).Disk(nil)
 	b := make([]byte, 4096)
 	if n, err := d.ReadAt(b, 0); n != 4096 || err != nil || b[4095] != 7 {

@@ -49,6 +49,7 @@ const (
 
 // header is a decoded dynamic header.
 type header struct {
+	at        image.FileOffset
 	table     image.FileOffset
 	entries   int64
 	blockSize int64

@@ -40,7 +40,7 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, err
 	}
 	i := &Image{r: r, Info: image.Info{FileSize: size, VirtualSize: footer.CurrentSize, ID: footer.ID, Geometry: footer.Geometry,
-		Creator: strings.TrimRight(string(footer.Creator[:]), "\x00 "), Notes: notes}}
+		Creator: strings.TrimRight(string(footer.Creator[:]), "\x00 "), Created: footer.Created, Notes: notes}}
 	if footer.Type == image.TypeFixed {
 		return i, i.openFixed(footer)
 	}
@@ -129,6 +129,7 @@ func (f file) header(footer image.Footer) (header, error) {
 		moved.Offset += at
 		return header{}, &moved
 	}
+	h.at = at
 	if need := (footer.CurrentSize-1)/h.blockSize + 1; h.entries < need {
 		return header{}, fail("max table entries", at+offEntries, fmt.Sprint(h.entries), fmt.Sprintf("at least %d for %d bytes", need, footer.CurrentSize), image.ErrInvalid)
 	}
@@ -137,9 +138,12 @@ func (f file) header(footer image.Footer) (header, error) {
 
 // link reads the parent locators. A locator that cannot be read is left out if another is left: each is but one way.
 func (f file) link(h header) (*image.Link, error) {
-	l := &image.Link{ID: h.parentID, Time: epoch2000.Add(time.Duration(h.time) * time.Second)}
+	l := &image.Link{ID: h.parentID, IDAt: h.at + offParentID, TimeAt: h.at + offParentTime}
+	if h.time != 0 {
+		l.Time = epoch2000.Add(time.Duration(h.time) * time.Second)
+	}
 	var first error
-	for _, loc := range h.locators {
+	for i, loc := range h.locators {
 		if loc.kind == "" || loc.length == 0 {
 			continue
 		}
@@ -148,10 +152,10 @@ func (f file) link(h header) (*image.Link, error) {
 			first = errors.Join(first, err)
 			continue
 		}
-		l.Locators = append(l.Locators, image.Locator{Kind: loc.kind, Path: text})
+		l.Locators = append(l.Locators, image.Locator{Kind: loc.kind, Path: text, At: h.at + image.FileOffset(offLocators+i*locatorSize)})
 	}
 	if h.name != "" {
-		l.Locators = append(l.Locators, image.Locator{Kind: "name", Path: h.name})
+		l.Locators = append(l.Locators, image.Locator{Kind: "name", Path: h.name, At: h.at + offParentName})
 	}
 	if len(l.Locators) == 0 && first != nil {
 		return nil, first

@@ -13,10 +13,10 @@ import (
 func isErr(err, want error) bool { return errors.Is(err, want) }
 
 // sample is an image of four blocks of 8 KiB, three allocated, with a parent.
-func sample() *writer {
-	w := newWriter(32<<10, 8<<10, 2, newWriter(32<<10, 8<<10, 1, nil, ""), "base.vhd")
+func sample() *imagetest.VHD {
+	w := imagetest.NewVHD(32<<10, 8<<10, 2, imagetest.NewVHD(32<<10, 8<<10, 1, nil, ""), "base.vhd")
 	for _, off := range []int64{0, 8 << 10, 24 << 10} {
-		w.write(off, bytes.Repeat([]byte{1}, 4096))
+		w.Write(off, bytes.Repeat([]byte{1}, 4096))
 	}
 	return w
 }
@@ -50,7 +50,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		{"cookie", 0, image.ErrNotYet, func(b []byte) []byte { return make([]byte, 512) }},
 		{"footer", 0, image.ErrTruncated, func(b []byte) []byte { return b[:100] }},
 	} {
-		b := c.edit(sample().file())
+		b := c.edit(sample().File())
 		_, err := Open(bytes.NewReader(b), int64(len(b)))
 		var e *image.Error
 		if !errors.Is(err, c.want) || !errors.As(err, &e) || e.Field != c.field || e.Offset != c.off || e.Found == "" || e.Expected == "" {
@@ -62,20 +62,20 @@ func TestErrorsNameTheField(t *testing.T) {
 // TestFooterUnderway: while a block is allocated the file ends in no footer, or in one that the guest has in its disk.
 func TestFooterUnderway(t *testing.T) {
 	w := sample()
-	want := imagetest.ReadAll(t, w.open(t).Disk(newFlat(32<<10)))
-	guests := image.FixedFooter(1<<20, [16]byte{9}, created)
-	w.write(32<<10-512, guests[:])
+	want := imagetest.ReadAll(t, openBytes(t, w.File()).Disk(newFlat(32<<10)))
+	guests := image.FixedFooter(1<<20, [16]byte{9}, imagetest.Created)
+	w.Write(32<<10-512, guests[:])
 	copy(want[32<<10-512:], guests[:])
-	for _, file := range [][]byte{w.b, w.file()} {
+	for _, file := range [][]byte{w.B, w.File()} {
 		i := openBytes(t, file)
 		if got := imagetest.ReadAll(t, i.Disk(newFlat(32<<10))); !bytes.Equal(got, want) {
 			t.Error("not the disk")
 		}
-		if (len(i.Info.Notes) == 1) != (len(file) == len(w.b)) {
+		if (len(i.Info.Notes) == 1) != (len(file) == len(w.B)) {
 			t.Errorf("notes %q", i.Info.Notes)
 		}
 	}
-	damaged := w.file()
+	damaged := w.File()
 	damaged[0] = 'x'
 	if i := openBytes(t, damaged); len(i.Info.Notes) != 1 || i.Info.Format != image.VHDDifferencing {
 		t.Errorf("%+v", i.Info)
@@ -89,7 +89,7 @@ func newFlat(n int64) flat { return flat{bytes.NewReader(make([]byte, n))} }
 
 // TestEveryTruncationIsRefusedOrReadable: a file cut anywhere opens or says why; it never panics.
 func TestEveryTruncationIsRefusedOrReadable(t *testing.T) {
-	whole := sample().file()
+	whole := sample().File()
 	for n := range whole {
 		cut := whole[:n]
 		i, err := Open(bytes.NewReader(cut), int64(n))
@@ -106,7 +106,7 @@ func TestEveryTruncationIsRefusedOrReadable(t *testing.T) {
 
 // TestReadErrorsComeThrough: at every read of an opening.
 func TestReadErrorsComeThrough(t *testing.T) {
-	b := sample().file()
+	b := sample().File()
 	for k := 0; ; k++ {
 		r := &failing{Reader: bytes.NewReader(b), after: k}
 		_, err := Open(r, int64(len(b)))
@@ -133,7 +133,7 @@ type failing struct {
 func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	if f.after--; f.after == -1 {
 		f.failed = true
-		f.soft = off >= 1536+512 && off < 1536+512+1024 || off == f.Size()-512
+		f.soft = off >= 1536+512 && off < 1536+512+3*512 || off == f.Size()-512
 		return 0, errDisk
 	}
 	return f.Reader.ReadAt(p, off)
@@ -141,12 +141,12 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 
 // FuzzOpen: never a panic, a hang, or more memory than the file justifies; what opens can be read whole.
 func FuzzOpen(f *testing.F) {
-	f.Add(sample().file())
-	f.Add(sample().b)
-	w := newWriter(100<<10, 4096, 1, nil, "")
-	w.write(8192, bytes.Repeat([]byte{3}, 512))
-	f.Add(w.file())
-	fixed := image.FixedFooter(4096, [16]byte{1}, created)
+	f.Add(sample().File())
+	f.Add(sample().B)
+	w := imagetest.NewVHD(100<<10, 4096, 1, nil, "")
+	w.Write(8192, bytes.Repeat([]byte{3}, 512))
+	f.Add(w.File())
+	fixed := image.FixedFooter(4096, [16]byte{1}, imagetest.Created)
 	f.Add(append(make([]byte, 4096), fixed[:]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		reseal(b)

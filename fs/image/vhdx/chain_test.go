@@ -14,64 +14,33 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
 )
 
-// layer is an image of a chain and what its disk must read, kept as bytes.
+// layer is a layer whose table may be in a log only.
 type layer struct {
-	*writer
-	model, below []byte // of this disk, all parents seen; of the parent's disk
-	plain        bool   // without what libvhdi 20210425 reads otherwise than [MS-VHDX] says
+	*imagetest.VHDXLayer
+	log logged
 }
 
 func newLayer(virtual, sector int64, id byte, parent *layer, name string) *layer {
-	if parent == nil {
-		return &layer{newWriter(virtual, mebibyte, sector, id, nil, ""), make([]byte, virtual), make([]byte, virtual), false}
+	var below *imagetest.VHDXLayer
+	if parent != nil {
+		below = parent.VHDXLayer
 	}
-	l := &layer{newWriter(virtual, mebibyte, sector, id, parent.writer, name), make([]byte, virtual), make([]byte, virtual), parent.plain}
-	copy(l.below, parent.model)
-	copy(l.model, l.below)
-	return l
+	l := imagetest.NewVHDXLayer(virtual, sector, id, below, name)
+	return &layer{l, logged{l.VHDX, map[int64][]byte{}}}
 }
 
-func (l *layer) change(rnd *rand.Rand) {
-	n := (rnd.Int64N(40) + 1) * l.sector
-	off := rnd.Int64N((l.virtual-n)/l.sector+1) * l.sector
-	block := off / l.block
-	start, end := block*l.block, min((block+1)*l.block, l.virtual)
-	kind := rnd.IntN(9)
-	if l.plain && kind == 1 {
-		kind = 0
-	}
-	switch kind {
-	case 0:
-		if state, _ := l.get(block); l.plain && state == statePartial {
-			clear(l.bits(block))
-		}
-		l.set(block, stateNotPresent, 0)
-		copy(l.model[start:end], l.below[start:end])
-	case 1:
-		l.set(block, uint64(1+rnd.IntN(3)), 0)
-		clear(l.model[start:end])
-	case 2:
-		l.move(block)
-	default:
-		if state, _ := l.get(block); state >= 1 && state <= 3 {
-			clear(l.model[start:end])
-		}
-		data := bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n))
-		l.write(off, data)
-		copy(l.model[off:], data)
-	}
-}
+func (l *layer) open(t testing.TB) *Image { return openBytes(t, l.B) }
 
 // chain makes three images one over the other; the leaf is larger.
 func chain(rnd *rand.Rand, sector int64, plain bool) []*layer {
 	base := newLayer(3<<20, sector, 1, nil, "")
-	base.plain = plain
+	base.Plain = plain
 	for range 15 {
-		base.change(rnd)
+		base.Change(rnd)
 	}
 	middle := newLayer(3<<20, sector, 2, base, "base.vhdx")
 	for range 15 {
-		middle.change(rnd)
+		middle.Change(rnd)
 	}
 	return []*layer{base, middle, newLayer(3<<20+5*4096, sector, 3, middle, "middle.vhdx")}
 }
@@ -86,27 +55,27 @@ func TestChainsLogsAndTheirChanges(t *testing.T) {
 			layers := chain(rnd, sector, false)
 			parent := layers[1].open(t).Disk(layers[0].open(t).Disk(nil))
 			leaf := layers[2]
-			was, fileWas, diskWas := leaf.open(t), bytes.Clone(leaf.b), bytes.Clone(leaf.model)
+			was, fileWas, diskWas := leaf.open(t), bytes.Clone(leaf.B), bytes.Clone(leaf.Model)
 			logs := 0
 			for step := range 12 {
-				leaf.flush()
-				before := bytes.Clone(leaf.b)
+				leaf.log.flush()
+				before := bytes.Clone(leaf.B)
 				for range rnd.IntN(4) + 1 {
-					leaf.change(rnd)
+					leaf.Change(rnd)
 				}
 				if rnd.IntN(2) == 0 {
-					leaf.logSince(before, rnd.Int64N(256)*page)
+					leaf.log.logSince(before, rnd.Int64N(256)*page)
 				}
 				now := leaf.open(t)
 				disk := imagetest.ReadAll(t, now.Disk(parent))
 				what := fmt.Sprintf("sectors of %d, seed %d, step %d", sector, seed, step)
-				if !bytes.Equal(disk, leaf.model) {
+				if !bytes.Equal(disk, leaf.Model) {
 					t.Fatalf("%s: the disk is not the model's", what)
 				}
 				logs += now.Replayed
 				imagetest.CheckMappings(t, now.Table)
-				imagetest.CheckChanged(t, what, was.Table, now.Table, fileWas, leaf.b, diskWas, disk)
-				was, fileWas, diskWas = now, bytes.Clone(leaf.b), disk
+				imagetest.CheckChanged(t, what, was.Table, now.Table, fileWas, leaf.B, diskWas, disk)
+				was, fileWas, diskWas = now, bytes.Clone(leaf.B), disk
 			}
 			if logs == 0 {
 				t.Errorf("seed %d: no log was replayed", seed)
@@ -119,7 +88,8 @@ func TestChainsLogsAndTheirChanges(t *testing.T) {
 func TestLinkNamesTheParent(t *testing.T) {
 	layers := chain(rand.New(rand.NewPCG(1, 1)), 512, false)
 	middle, leaf := layers[1].open(t), layers[2].open(t)
-	want := []image.Locator{{Kind: "relative_path", Path: `.\middle.vhdx`}, {Kind: "absolute_win32_path", Path: `C:\vm\middle.vhdx`}}
+	locator := image.FileOffset(find(layers[2].B, itemLocator))
+	want := []image.Locator{{Kind: "relative_path", Path: `.\middle.vhdx`, At: locator + 32}, {Kind: "absolute_win32_path", Path: `C:\vm\middle.vhdx`, At: locator + 44}}
 	if !leaf.Link.Matches(middle.DataWrite) || leaf.Link.Matches(leaf.DataWrite) || fmt.Sprint(leaf.Link.Locators) != fmt.Sprint(want) {
 		t.Errorf("%+v", leaf.Link)
 	}
@@ -140,13 +110,13 @@ func TestLibvhdiReadsTheSameChain(t *testing.T) {
 	for seed := range uint64(4) {
 		rnd := rand.New(rand.NewPCG(seed, 2))
 		layers := chain(rnd, 512, true)
-		leaf := newLayer(layers[1].virtual, 512, 3, layers[1], "middle.vhdx") // it reads no parent that is shorter
+		leaf := newLayer(layers[1].Virtual, 512, 3, layers[1], "middle.vhdx") // it reads no parent that is shorter
 		for range 20 {
-			leaf.change(rnd)
+			leaf.Change(rnd)
 		}
 		dir, mnt := t.TempDir(), t.TempDir()
 		for name, l := range map[string]*layer{"base.vhdx": layers[0], "middle.vhdx": layers[1], "leaf.vhdx": leaf} {
-			if err := os.WriteFile(filepath.Join(dir, name), l.b, 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name), l.B, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -161,7 +131,7 @@ func TestLibvhdiReadsTheSameChain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = found || bytes.Equal(got, leaf.model)
+			found = found || bytes.Equal(got, leaf.Model)
 		}
 		if !found {
 			t.Errorf("seed %d: %v is not the model's disk", seed, names)

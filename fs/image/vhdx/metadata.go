@@ -138,12 +138,12 @@ func parseLocator(b []byte, off image.FileOffset) (*image.Link, error) {
 				return nil, fail("parent locator "+key, off+image.FileOffset(at), fmt.Sprintf("%q", value), "a GUID", image.ErrInvalid)
 			}
 			if key == "parent_linkage" {
-				l.ID = g
+				l.ID, l.IDAt = g, off+image.FileOffset(at)
 			} else {
 				l.ID2 = g
 			}
 		default:
-			l.Locators = append(l.Locators, image.Locator{Kind: key, Path: value})
+			l.Locators = append(l.Locators, image.Locator{Kind: key, Path: value, At: off + image.FileOffset(at)})
 		}
 	}
 	if l.ID == (guid{}) {

@@ -10,11 +10,11 @@ import (
 )
 
 // sample is an image of three blocks with a parent; dirty leaves its table in the log.
-func sample(dirty bool) *writer {
-	w := newWriter(3<<20, mebibyte, 512, 2, newWriter(3<<20, mebibyte, 512, 1, nil, ""), "base.vhdx")
-	w.write(0, bytes.Repeat([]byte{1}, 4096))
-	before := bytes.Clone(w.b)
-	w.write(2<<20, bytes.Repeat([]byte{2}, 4096))
+func sample(dirty bool) *logged {
+	w := newWriter(3<<20, mebibyte, 512, 2, imagetest.NewVHDX(3<<20, mebibyte, 512, 1, nil, ""), "base.vhdx")
+	w.Write(0, bytes.Repeat([]byte{1}, 4096))
+	before := bytes.Clone(w.B)
+	w.Write(2<<20, bytes.Repeat([]byte{2}, 4096))
 	if dirty {
 		w.logSince(before, 255*page) // the entry goes on at the start of the log
 	}
@@ -23,8 +23,8 @@ func sample(dirty bool) *writer {
 
 // find is where a metadata item lies.
 func find(b []byte, id guid) int {
-	at := bytes.Index(b[writerMetadata:], id[:])
-	return writerMetadata + int(le.Uint32(b[writerMetadata+at+16:]))
+	at := bytes.Index(b[imagetest.VHDXMetadata:], id[:])
+	return imagetest.VHDXMetadata + int(le.Uint32(b[imagetest.VHDXMetadata+at+16:]))
 }
 
 // TestErrorsNameTheField: what is wrong, where, what was found, what was expected, and which sentinel it is.
@@ -45,7 +45,7 @@ func TestErrorsNameTheField(t *testing.T) {
 			}
 		}
 	}
-	entry := writerLog + 255*page
+	entry := imagetest.VHDXLog + 255*page
 	for _, c := range []struct {
 		field string
 		want  error
@@ -66,27 +66,27 @@ func TestErrorsNameTheField(t *testing.T) {
 		{"region offset", image.ErrInvalid, false, tables(func(r []byte) { r[32]++ })},
 		{"region offset", image.ErrTruncated, false, tables(func(r []byte) { r[37]++ })},
 		{"region table", image.ErrInvalid, false, tables(func(r []byte) { le.PutUint32(r[8:], 1) })},
-		{"metadata signature", image.ErrMagic, false, func(b []byte) { b[writerMetadata] = 'M' }},
-		{"metadata item", image.ErrFeature, false, func(b []byte) { b[writerMetadata+32]++ }},
-		{"metadata item offset", image.ErrInvalid, false, func(b []byte) { b[writerMetadata+32+19] = 1 }},
+		{"metadata signature", image.ErrMagic, false, func(b []byte) { b[imagetest.VHDXMetadata] = 'M' }},
+		{"metadata item", image.ErrFeature, false, func(b []byte) { b[imagetest.VHDXMetadata+32]++ }},
+		{"metadata item offset", image.ErrInvalid, false, func(b []byte) { b[imagetest.VHDXMetadata+32+19] = 1 }},
 		{"virtual disk size", image.ErrInvalid, false, func(b []byte) { b[find(b, itemSize)] = 1 }},
 		{"logical sector size", image.ErrInvalid, false, func(b []byte) { b[find(b, itemLogical)] = 1 }},
 		{"block size", image.ErrInvalid, false, func(b []byte) { b[find(b, itemParameters)] = 1 }},
 		{"parent locator type", image.ErrFeature, false, func(b []byte) { b[find(b, itemLocator)]++ }},
 		{"parent locator entry", image.ErrInvalid, false, func(b []byte) { b[find(b, itemLocator)+22] = 1 }},
 		{"block table", image.ErrInvalid, false, func(b []byte) { b[find(b, itemSize)+5] = 1 }},
-		{"block table entry 1", image.ErrInvalid, false, func(b []byte) { b[writerTable+8] = 5 }},
-		{"block table entry 0", image.ErrTruncated, false, func(b []byte) { b[writerTable+5] = 1 }},
-		{"block table entry 0", image.ErrInvalid, false, func(b []byte) { clear(b[writerTable+1 : writerTable+8]) }},
-		{"sector bitmap entry 0", image.ErrInvalid, false, func(b []byte) { clear(b[writerTable+4096*8:][:8]) }},
+		{"block table entry 1", image.ErrInvalid, false, func(b []byte) { b[imagetest.VHDXTable+8] = 5 }},
+		{"block table entry 0", image.ErrTruncated, false, func(b []byte) { b[imagetest.VHDXTable+5] = 1 }},
+		{"block table entry 0", image.ErrInvalid, false, func(b []byte) { clear(b[imagetest.VHDXTable+1 : imagetest.VHDXTable+8]) }},
+		{"sector bitmap entry 0", image.ErrInvalid, false, func(b []byte) { clear(b[imagetest.VHDXTable+4096*8:][:8]) }},
 		{"log entry flushed file offset", image.ErrTruncated, true, func(b []byte) { b[entry+offLogFlushed+5] = 1; relog(b) }},
 		{"log entry descriptors", image.ErrInvalid, true, func(b []byte) { b[entry+offLogDescriptors+2] = 1; relog(b) }},
 		{"log descriptor signature", image.ErrMagic, true, func(b []byte) { b[entry+logHeaderSize] = 'D'; relog(b) }},
 		{"log descriptor sequence number", image.ErrInvalid, true, func(b []byte) { b[entry+logHeaderSize+24]++; relog(b) }},
 		{"log descriptor file offset", image.ErrInvalid, true, func(b []byte) { b[entry+logHeaderSize+16]++; relog(b) }},
-		{"log data sector", image.ErrInvalid, true, func(b []byte) { b[writerLog] = 'D'; relog(b) }},
+		{"log data sector", image.ErrInvalid, true, func(b []byte) { b[imagetest.VHDXLog] = 'D'; relog(b) }},
 	} {
-		b := sample(c.dirty).b
+		b := sample(c.dirty).B
 		c.edit(b)
 		_, err := Open(bytes.NewReader(b), int64(len(b)))
 		var e *image.Error
@@ -98,16 +98,16 @@ func TestErrorsNameTheField(t *testing.T) {
 
 // relog gives the log entry of a dirty sample, which goes on at the start of the log, its checksum.
 func relog(b []byte) {
-	at := writerLog + 255*page
+	at := imagetest.VHDXLog + 255*page
 	n := int(le.Uint32(b[at+offLogEntryLength:]))
-	e := append(bytes.Clone(b[at:at+page]), b[writerLog:writerLog+n-page]...)
+	e := append(bytes.Clone(b[at:at+page]), b[imagetest.VHDXLog:imagetest.VHDXLog+n-page]...)
 	copy(b[at+4:], le.AppendUint32(nil, checksum(e)))
 }
 
 // TestOneOfTwoIsEnough: a damaged header or region table has a copy.
 func TestOneOfTwoIsEnough(t *testing.T) {
 	for _, at := range []int{headerAt, otherHeaderAt, regionAt, otherRegionAt} {
-		b := newWriter(2<<20, mebibyte, 512, 1, nil, "").b
+		b := newWriter(2<<20, mebibyte, 512, 1, nil, "").B
 		b[at]++
 		if i := openBytes(t, b); i.Info.VirtualSize != 2<<20 {
 			t.Errorf("%d: %+v", at, i.Info)
@@ -121,7 +121,7 @@ func TestTornLogEntryIsNotReplayed(t *testing.T) {
 	if i := whole.open(t); i.Replayed != 1 || i.Table.Allocated() != 8192 {
 		t.Errorf("whole: %d entries, %d bytes", i.Replayed, i.Table.Allocated())
 	}
-	whole.b[writerLog+500]++
+	whole.B[imagetest.VHDXLog+500]++
 	if i := whole.open(t); i.Replayed != 0 || i.Table.Allocated() != 4096 || len(i.Info.Notes) != 1 {
 		t.Errorf("torn: %d entries, %d bytes, %q", i.Replayed, i.Table.Allocated(), i.Info.Notes)
 	}
@@ -129,7 +129,7 @@ func TestTornLogEntryIsNotReplayed(t *testing.T) {
 
 // TestTruncationIsRefused: cut at every page, each cut opens or says why.
 func TestTruncationIsRefused(t *testing.T) {
-	whole := sample(true).b
+	whole := sample(true).B
 	for n := 0; n < len(whole); n += 37 * page {
 		_, err := Open(bytes.NewReader(whole[:n]), int64(n))
 		var e *image.Error
@@ -157,11 +157,11 @@ func TestGUID(t *testing.T) {
 // FuzzOpen changes bytes of a good image, where they matter: headers, log, metadata and table. Never a panic, a hang, or
 // more memory than the file justifies; what opens can be read.
 func FuzzOpen(f *testing.F) {
-	whole := [2][]byte{sample(false).b, sample(true).b}
-	f.Add(false, uint32(writerTable), []byte{7, 0, 0x50}, uint32(writerMetadata+tableSize), []byte{})
-	f.Add(true, uint32(writerLog+255*page), []byte("loge"), uint32(headerAt), []byte("head"))
-	f.Add(true, uint32(writerLog+255*page+logHeaderSize), []byte("zero\x00\x00\x00\x00\x00\x10"), uint32(regionAt), []byte("regi"))
-	f.Add(false, uint32(writerMetadata+32), []byte{}, uint32(writerMetadata+tableSize), []byte{0, 0, 0x10, 0, 1})
+	whole := [2][]byte{sample(false).B, sample(true).B}
+	f.Add(false, uint32(imagetest.VHDXTable), []byte{7, 0, 0x50}, uint32(imagetest.VHDXMetadata+tableSize), []byte{})
+	f.Add(true, uint32(imagetest.VHDXLog+255*page), []byte("loge"), uint32(headerAt), []byte("head"))
+	f.Add(true, uint32(imagetest.VHDXLog+255*page+logHeaderSize), []byte("zero\x00\x00\x00\x00\x00\x10"), uint32(regionAt), []byte("regi"))
+	f.Add(false, uint32(imagetest.VHDXMetadata+32), []byte{}, uint32(imagetest.VHDXMetadata+tableSize), []byte{0, 0, 0x10, 0, 1})
 	f.Fuzz(func(t *testing.T, dirty bool, at1 uint32, p1 []byte, at2 uint32, p2 []byte) {
 		b := bytes.Clone(whole[0])
 		if dirty {
@@ -172,7 +172,7 @@ func FuzzOpen(f *testing.F) {
 		for _, s := range []struct{ at, n int }{{headerAt, headerSize}, {otherHeaderAt, headerSize}, {regionAt, tableSize}, {otherRegionAt, tableSize}} {
 			seal(b[s.at : s.at+s.n])
 		}
-		if n := le.Uint32(b[writerLog+255*page+offLogEntryLength:]); n > page && n < mebibyte {
+		if n := le.Uint32(b[imagetest.VHDXLog+255*page+offLogEntryLength:]); n > page && n < mebibyte {
 			relog(b)
 		}
 		i, err := Open(bytes.NewReader(b), int64(len(b)))
