@@ -144,8 +144,9 @@ func (c *check) disk(s *spool.Spool, id, name string) {
 	}
 }
 
-// tableAgrees looks whether every block that the spool carries has, up to the table's position, the checksum of the newest
-// segment with it, or is unknown.
+// tableAgrees looks whether every block that the spool carries has the checksum of the newest segment with it, or is unknown.
+// Epochs after the table's position, of which a crash may have left any part in the table, and those of a give-up that is under
+// way, count for the blocks that have their checksums.
 func tableAgrees(t *checksum.Table, rec diskRecord, id string, s *spool.Spool) error {
 	if rec.Stage != StageComplete {
 		return nil
@@ -156,18 +157,21 @@ func tableAgrees(t *checksum.Table, rec diskRecord, id string, s *spool.Spool) e
 	for i := len(all) - 1; i >= 0; i-- {
 		m := all[i]
 		md := m.Disk(id)
-		if md == nil || md.State != spool.Complete || md.Segment == nil || m.Epoch <= rec.Base || m.Epoch > t.Position() || pending && m.Epoch >= from {
+		if md == nil || md.State != spool.Complete || md.Segment == nil || m.Epoch <= rec.Base {
 			continue
 		}
-		end = min(end, diskBlocks(md.VirtualSize))
-		if err := segmentAgrees(t, s, m, md, &newer, end); err != nil {
+		entered := m.Epoch <= t.Position() && !(pending && m.Epoch >= from)
+		if entered {
+			end = min(end, diskBlocks(md.VirtualSize))
+		}
+		if err := segmentAgrees(t, s, m, md, &newer, end, entered); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func segmentAgrees(t *checksum.Table, s *spool.Spool, m *spool.Manifest, md *spool.ManifestDisk, newer *extent.Bitmap[extent.DiskBlock], end extent.DiskBlock) error {
+func segmentAgrees(t *checksum.Table, s *spool.Spool, m *spool.Manifest, md *spool.ManifestDisk, newer *extent.Bitmap[extent.DiskBlock], end extent.DiskBlock, entered bool) error {
 	f, err := s.OpenSegment(m, md.ID)
 	if err != nil {
 		return nil // the check of the spool says so
@@ -185,15 +189,19 @@ func segmentAgrees(t *checksum.Table, s *spool.Spool, m *spool.Manifest, md *spo
 		if run.Empty() {
 			continue
 		}
-		if err := runAgrees(t, ch, run, newer); err != nil {
+		err := runAgrees(t, ch, run, newer)
+		if err != nil && entered {
 			return fmt.Errorf("epoch %d: %w", m.Epoch, err)
 		}
-		newer.Set(run)
+		if entered {
+			newer.Set(run)
+		}
 	}
 	return nil
 }
 
-func runAgrees(t *checksum.Table, ch checksum.Change, run DiskRange, newer *extent.Bitmap[extent.DiskBlock]) error {
+// runAgrees compares the entries of a run, and adds to newer those that have the checksums of the change.
+func runAgrees(t *checksum.Table, ch checksum.Change, run DiskRange, newer *extent.Bitmap[extent.DiskBlock]) (wrong error) {
 	entries, err := t.Entries(run, nil)
 	if err != nil {
 		return err
@@ -203,11 +211,14 @@ func runAgrees(t *checksum.Table, ch checksum.Change, run DiskRange, newer *exte
 		if ch.Sums != nil {
 			sum = ch.Sums[b-ch.Range.Start]
 		}
-		if e.Known && e.Sum != sum && !newer.Test(b) {
-			return fmt.Errorf("%w: block %d is %016x, its newest segment has %016x", ErrContradiction, b, uint64(e.Sum), uint64(sum))
+		switch {
+		case e.Known && e.Sum == sum:
+			newer.Set(DiskRange{Start: b, End: b + 1})
+		case e.Known && !newer.Test(b) && wrong == nil:
+			wrong = fmt.Errorf("%w: block %d is %016x, its newest segment has %016x", ErrContradiction, b, uint64(e.Sum), uint64(sum))
 		}
 	}
-	return nil
+	return wrong
 }
 
 // Check is Files.Check of a pipeline that runs. What moves meanwhile is looked at again.

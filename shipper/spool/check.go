@@ -23,7 +23,7 @@ func (s *Spool) Check() error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	s.mu.Lock()
-	epochs, draft, unsettled, broken := slices.Clone(s.mu.epochs), s.mu.draft, s.mu.unsettled, s.brokenLinks()
+	epochs, draft, unsettled, stale, broken := slices.Clone(s.mu.epochs), s.mu.draft, s.mu.unsettled, slices.Clone(s.mu.stale), s.brokenLinks()
 	s.mu.Unlock()
 	var errs []error
 	for _, d := range broken {
@@ -36,6 +36,9 @@ func (s *Spool) Check() error {
 	}
 	if draft != nil {
 		known[filepath.Base(draft.dir)] = true
+	}
+	for _, dir := range stale {
+		known[filepath.Base(dir)] = true
 	}
 	for _, e := range epochs {
 		known[epochName(e.generation, e.epoch)] = true

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/vhdrelay/vhdrelay/journal/durable"
@@ -54,7 +55,7 @@ func (s *Spool) Begin(generation, epoch uint64) (*Draft, error) {
 	}
 	d := &Draft{s: s, entry: entry{generation: generation, epoch: epoch}, dir: s.path(generation, epoch)}
 	d.mu.segments = map[string]*draftSegment{}
-	if err := s.removeEpoch(d.dir); err != nil { // what an Abort could not remove
+	if err := s.removeStale(); err != nil {
 		return nil, fmt.Errorf("begin epoch %d-%d: %w", generation, epoch, err)
 	}
 	if err := s.fs.MkdirAll(d.dir); err != nil {
@@ -279,8 +280,8 @@ func (s *Spool) mayAppend(m *Manifest) error {
 	return nil
 }
 
-// Abort removes everything of the draft; after Commit it does nothing. What it could not remove goes at the next Begin of the
-// same epoch or at the next Open; only an ErrUnsettled must be waited for. It may be repeated.
+// Abort removes everything of the draft; after Commit it does nothing. What it could not remove goes at the next Begin or at the
+// next Open; only an ErrUnsettled must be waited for. It may be repeated.
 func (d *Draft) Abort() error {
 	s := d.s
 	s.change.Lock()
@@ -293,14 +294,33 @@ func (d *Draft) Abort() error {
 	if s.mu.draft == d {
 		s.mu.draft = nil
 	}
+	if !slices.Contains(s.mu.stale, d.dir) {
+		s.mu.stale = append(s.mu.stale, d.dir)
+	}
 	s.mu.Unlock()
 	if err := s.settleLocked(); err != nil { // the manifest goes first, as always
 		return err
 	}
-	if err := s.removeEpoch(d.dir); err != nil {
+	if err := s.removeStale(); err != nil {
 		return fmt.Errorf("abort epoch %d-%d: %w", d.entry.generation, d.entry.epoch, err)
 	}
 	return closed
+}
+
+// removeStale removes what is left of drafts: their epochs' numbers do not come again, and what they take counts against the quota.
+func (s *Spool) removeStale() error {
+	s.mu.Lock()
+	stale := slices.Clone(s.mu.stale)
+	s.mu.Unlock()
+	for _, dir := range stale {
+		if err := s.removeEpoch(dir); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.mu.stale = slices.DeleteFunc(s.mu.stale, func(have string) bool { return have == dir })
+		s.mu.Unlock()
+	}
+	return nil
 }
 
 func (d *Draft) isCommitted() bool {

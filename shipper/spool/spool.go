@@ -47,7 +47,8 @@ type Spool struct {
 		unsettled *entry   // an epoch whose manifest must go and may still exist
 		giveUp    uint64   // intended from, 0 for none
 		damaged   []Damage
-		bytes     int64 // last answer of Bytes
+		stale     []string // directories of drafts that Abort could not remove
+		bytes     int64    // last answer of Bytes
 	}
 }
 
