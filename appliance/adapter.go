@@ -28,7 +28,7 @@ func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	for _, d := range v.vm.Disks() { // before the seal: one that ends here has made its disk suspect by then
 		written[d.ID()] = v.foreign(d.ID())
 	}
-	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Now: r.Now, SavedLimit: r.SavedLimit})
+	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/fs"
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync"
@@ -289,7 +290,7 @@ func (a *attached) probe() (image.Info, error) {
 	if err != nil {
 		return image.Info{}, err
 	}
-	return image.Probe(a.at(), a.file, st.Size())
+	return formats.Probe(a.at(), a.file, st.Size())
 }
 
 // detachLocked ends an image's being a disk. Its guest may go on writing, and an

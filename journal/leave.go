@@ -9,6 +9,7 @@ func (s *Sealed) ReturnDisk(diskID string) {
 			continue
 		}
 		s.vm.merge(func(p *phase) { p.set(sd.Disk.index).Or(sd.changes) })
-		sd.drop([]blockRange{{Start: 0, End: sd.pending.Load().End()}})
+		sd.drop([]blockRange{{Start: 0, End: max(sd.pending.Load().End(), sd.changes.End())}})
+		sd.whole.Store(false)
 	}
 }

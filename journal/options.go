@@ -69,7 +69,10 @@ type Recovery struct {
 type SealRequest struct {
 	// Extra lists by disk id file blocks that the capture reads besides the
 	// changed ones: unknown entries and metadata.
-	Extra      map[string][]extent.Range[extent.FileBlock]
+	Extra map[string][]extent.Range[extent.FileBlock]
+	// Whole lists by disk id the translated images: only their capture finds out what
+	// it will read, so every block is protected until it calls Narrow.
+	Whole      map[string]bool
 	Now        time.Time // of the epoch; zero: the journal's clock
 	SavedLimit int64     // bytes of saved blocks the epoch may hold, all disks together
 }

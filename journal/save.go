@@ -53,7 +53,7 @@ func bitsOf(part blockRange) uint64 {
 
 // touches says whether a block of r is on the capture list, before it is fixed.
 func (sd *SealedDisk) touches(r blockRange) bool {
-	return sd.changes.Any(r) || sd.extra.Load().Overlaps(r)
+	return sd.whole.Load() || sd.changes.Any(r) || sd.extra.Load().Overlaps(r)
 }
 
 // keep saves the blocks of r that the capture still wants, or gives them up,
@@ -77,6 +77,8 @@ func (sd *SealedDisk) keep(r blockRange, wide bool) {
 
 // giveUp takes r from the list unsaved: the capture reads the live bytes.
 func (sd *SealedDisk) giveUp(r blockRange) {
+	sd.saving.RLock() // as in save
+	defer sd.saving.RUnlock()
 	sd.s.tear(sd, fmt.Sprintf("%d bytes of %s were discarded while a capture wanted them", r.Bytes(), sd.Disk.Name()))
 	sd.pending.Load().Clear(r)
 }

@@ -55,6 +55,7 @@ func (s *Sealed) addDisks(disks []*Disk, r SealRequest) {
 		sd := &SealedDisk{Disk: d, Size: d.size.Load(), SuspectAtSeal: d.sus.bits.Count() > 0, s: s, changes: s.phase.set(i)}
 		extra := extent.Of(r.Extra[d.id]...)
 		sd.extra.Store(&extra)
+		sd.whole.Store(r.Whole[d.id])
 		sd.pending.Store(new(blockMap))
 		sd.shards.init()
 		s.byIndex[i] = sd
@@ -99,8 +100,11 @@ func (s *Sealed) settle() {
 			for _, r := range sd.extra.Load().Ranges() {
 				list.Set(r)
 			}
+			if sd.whole.Load() {
+				list.Set(extent.Cover[extent.FileBlock](0, sd.Size))
+			}
 			sd.pending.Store(list)
-			sd.listed.Store(list.Count())
+			sd.listed.Store(sd.countList())
 		}
 		s.settled.Store(true)
 		s.vm.j.hook(AfterSettle)

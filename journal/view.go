@@ -23,6 +23,8 @@ type SealedDisk struct {
 
 	s       *Sealed
 	changes *blockMap
+	whole   atomic.Bool                                  // every block is protected: Narrow was not called yet
+	narrow  atomic.Bool                                  // Narrow was called: the list is extra alone
 	extra   atomic.Pointer[extent.Set[extent.FileBlock]] // listed besides the changes; replaced by Return
 	pending atomic.Pointer[blockMap]                     // wanted; fixed by settle
 	listed  atomic.Int64
@@ -51,8 +53,10 @@ func (sd *SealedDisk) List(maxRun int64) iter.Seq[extent.Range[extent.FileBlock]
 
 func (sd *SealedDisk) listWindow(window blockRange, extra extent.Set[extent.FileBlock], maxRun int64, yield func(blockRange) bool) bool {
 	runs := extra.Intersect(extent.Of(window))
-	for run := range sd.changes.Ranges(window, 0) {
-		runs.Add(run)
+	if !sd.narrow.Load() {
+		for run := range sd.changes.Ranges(window, 0) {
+			runs.Add(run)
+		}
 	}
 	for _, run := range runs.Ranges() {
 		for maxRun > 0 && run.Len() > maxRun {
@@ -68,6 +72,42 @@ func (sd *SealedDisk) listWindow(window blockRange, extra extent.Set[extent.File
 	return true
 }
 
+// Narrow fixes the capture list of a disk that was sealed whole: these blocks and no
+// others, the changed ones included. What was saved of the others is of no use any
+// more and is not read. Call it once, after Wait, when List has told the changes.
+func (sd *SealedDisk) Narrow(list extent.Set[extent.FileBlock]) {
+	sd.saving.Lock() // no block is claimed between the two lists
+	defer sd.saving.Unlock()
+	old, wanted := sd.pending.Load(), new(blockMap)
+	for _, r := range list.Ranges() {
+		for run := range old.Ranges(r, 0) {
+			wanted.Set(run)
+		}
+	}
+	sd.extra.Store(&list)
+	sd.narrow.Store(true)
+	sd.pending.Store(wanted)
+	sd.listed.Store(list.Blocks())
+	sd.whole.Store(false) // last: touches says yes until the new list is there
+}
+
+// Done says that blocks of the list are read for good: a writer need not save them.
+func (sd *SealedDisk) Done(r extent.Range[extent.FileBlock]) {
+	pending := sd.pending.Load()
+	for b := r.Start; b < r.End; b++ {
+		if !pending.ClearOne(b) {
+			sd.taken(b)
+		}
+	}
+}
+
+func (sd *SealedDisk) countList() (n int64) {
+	for r := range sd.List(0) {
+		n += r.Len()
+	}
+	return n
+}
+
 // ListBlocks returns the number of blocks on the capture list. Call it after Wait.
 func (sd *SealedDisk) ListBlocks() int64 { return sd.listed.Load() }
 
@@ -79,11 +119,7 @@ func (sd *SealedDisk) drop(ranges []blockRange) {
 		sd.pending.Load().Clear(r)
 		sd.changes.Clear(r)
 	}
-	var n int64
-	for r := range sd.List(0) {
-		n += r.Len()
-	}
-	sd.listed.Store(n)
+	sd.listed.Store(sd.countList())
 }
 
 // ReadBlocks fills p, r.Bytes() long, with the blocks of r as they were at the
@@ -144,9 +180,12 @@ func (sd *SealedDisk) readable(r blockRange, p []byte) error {
 	case !sd.s.settled.Load():
 		return ErrNotSettled
 	}
+	if sd.whole.Load() {
+		return nil
+	}
 	extra := sd.extra.Load()
 	for b := r.Start; b < r.End; b++ {
-		if one := (blockRange{Start: b, End: b + 1}); !sd.changes.Test(b) && !extra.Contains(one) {
+		if one := (blockRange{Start: b, End: b + 1}); !extra.Contains(one) && (sd.narrow.Load() || !sd.changes.Test(b)) {
 			return fmt.Errorf("%w: block %d of %s", ErrNotListed, b, sd.Disk.Name())
 		}
 	}

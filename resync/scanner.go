@@ -15,6 +15,7 @@ import (
 type (
 	fileRange = extent.Range[extent.FileBlock]
 	diskRange = extent.Range[extent.DiskBlock]
+	fileSet   = extent.Set[extent.FileBlock]
 )
 
 const (
@@ -45,12 +46,16 @@ type Table interface {
 }
 
 // Layout converts between the file and the virtual disk in it; image.Layout is
-// one. The disk blocks of a stretch of the file must be one stretch as well.
+// one. Of a translated image it is the block table that the newest capture read:
+// what the table has elsewhere by now, the next one finds by comparing tables.
 type Layout interface {
 	Disk() diskRange
-	DiskBlocks(fileRange) diskRange // clipped to the disk
-	FileBlocks(diskRange) fileRange
-	TailBytes() int // how much of the disk's last block belongs to the disk
+	DiskBlocks(fileRange) diskSet // of which a byte lies there; clipped to the disk
+	FileBlocks(diskRange) fileSet // that hold the data; clipped to the disk
+	CutOff(fileRange) fileRange   // what lies beyond the disk's end
+	// ReadDisk reads blocks of the disk from its image. What the file does not have
+	// and what is no part of the disk are zeros.
+	ReadDisk(image io.ReaderAt, r diskRange, p []byte) error
 }
 
 // Deps is what a comparison works on.
@@ -191,21 +196,28 @@ type comparer struct {
 	entries []checksum.Entry
 }
 
-// compare reads and judges one stride.
+// compare reads and judges one stride. What of it holds nothing of the disk every
+// capture reads.
 func (c *comparer) compare(j *scanned) error {
 	defer c.cutOff(j)
-	disk := c.deps.Layout.DiskBlocks(j.file)
-	if disk.Empty() {
-		return nil // metadata: every capture reads it
+	for _, disk := range c.deps.Layout.DiskBlocks(j.file).Ranges() {
+		for part := range disk.Split(extent.BlocksPerChunk) {
+			if err := c.part(j, part); err != nil {
+				return err
+			}
+		}
 	}
-	file := c.deps.Layout.FileBlocks(disk)
-	if err := c.read(disk); err != nil {
-		return fmt.Errorf("reading file blocks %v: %w", file, err)
+	return nil
+}
+
+func (c *comparer) part(j *scanned, disk diskRange) (err error) {
+	if c.sums, err = readSource(c.deps.Source, c.deps.Layout, disk, c.buf, c.sums[:0]); err != nil {
+		return fmt.Errorf("reading disk blocks %v: %w", disk, err)
 	}
 	if err := c.lookUp(disk); err != nil {
 		return fmt.Errorf("looking up disk blocks %v: %w", disk, err)
 	}
-	c.judge(j, file)
+	c.judge(j, disk)
 	return nil
 }
 
@@ -214,36 +226,21 @@ func (c *comparer) compare(j *scanned) error {
 // of the size; but if the disk grows again before it, the hole that this leaves is
 // in no change set, and the target holds there what was cut off.
 func (c *comparer) cutOff(j *scanned) {
-	disk := c.deps.Layout.Disk()
-	if c.deps.Table.Blocks() <= disk.End {
+	if c.deps.Table.Blocks() <= c.deps.Layout.Disk().End {
 		return
 	}
-	beyond := fileRange{Start: max(j.file.Start, c.deps.Layout.FileBlocks(disk).End), End: j.file.End}
-	if !beyond.Empty() {
+	if beyond := c.deps.Layout.CutOff(j.file); !beyond.Empty() {
 		j.differing = append(j.differing, beyond)
 	}
-}
-
-// read leaves the checksums of the blocks in c.sums.
-func (c *comparer) read(disk diskRange) (err error) {
-	c.sums, err = readSource(c.deps.Source, c.deps.Layout, disk, c.buf, c.sums[:0])
-	return err
 }
 
 // readSource appends the checksums of blocks of the disk, read from its image
 // through p, to dst.
 func readSource(src io.ReaderAt, layout Layout, disk diskRange, p []byte, dst []checksum.Sum) ([]checksum.Sum, error) {
-	file := layout.FileBlocks(disk)
-	p = p[:file.Bytes()]
-	n, err := src.ReadAt(p, file.Offset())
-	if err != nil && !errors.Is(err, io.EOF) {
+	p = p[:disk.Bytes()]
+	if err := layout.ReadDisk(src, disk, p); err != nil {
 		return dst, err
 	}
-	if last := layout.Disk().End; disk.End == last {
-		// What shares the last block with the disk, a footer, is none of it.
-		n = min(n, len(p)-extent.BlockSize+layout.TailBytes())
-	}
-	clear(p[n:])
 	return checksum.Blocks(dst, p), nil
 }
 
@@ -271,18 +268,24 @@ func (c *comparer) lookUp(disk diskRange) error {
 	}
 }
 
-// judge compares the two and collects the runs of blocks that differ.
-func (c *comparer) judge(j *scanned, file fileRange) {
+// judge compares the two and collects the blocks of the stride that hold what
+// differs.
+func (c *comparer) judge(j *scanned, disk diskRange) {
+	var differing diskSet
 	for i, e := range c.entries {
-		b := file.Start + extent.FileBlock(i)
-		switch last := len(j.differing) - 1; {
+		b := disk.Start + extent.DiskBlock(i)
+		switch {
 		case !e.Known:
 			j.unknown++
-		case e.Sum == c.sums[i]:
-		case last >= 0 && j.differing[last].End == b:
-			j.differing[last].End++
-		default:
-			j.differing = append(j.differing, fileRange{Start: b, End: b + 1})
+		case e.Sum != c.sums[i]:
+			differing.Add(diskRange{Start: b, End: b + 1})
+		}
+	}
+	for _, r := range differing.Ranges() {
+		for _, f := range c.deps.Layout.FileBlocks(r).Ranges() {
+			if f = f.Intersect(j.file); !f.Empty() {
+				j.differing = append(j.differing, f)
+			}
 		}
 	}
 }

@@ -112,12 +112,24 @@ type layout struct {
 }
 
 func (l layout) Disk() diskRange { return extent.Cover[extent.DiskBlock](0, l.size) }
-func (l layout) TailBytes() int  { return int((l.size-1)%blockSize) + 1 }
-func (l layout) DiskBlocks(r fileRange) diskRange {
-	return diskRange{Start: extent.DiskBlock(r.Start - l.lead), End: extent.DiskBlock(r.End - l.lead)}.Intersect(l.Disk())
+func (l layout) DiskBlocks(r fileRange) diskSet {
+	return extent.Of(diskRange{Start: extent.DiskBlock(r.Start - l.lead), End: extent.DiskBlock(r.End - l.lead)}.Intersect(l.Disk()))
 }
-func (l layout) FileBlocks(r diskRange) fileRange {
+func (l layout) FileBlocks(r diskRange) fileSet { return extent.Of(l.at(r)) }
+func (l layout) at(r diskRange) fileRange {
 	return fileRange{Start: extent.FileBlock(r.Start) + l.lead, End: extent.FileBlock(r.End) + l.lead}
+}
+func (l layout) CutOff(r fileRange) fileRange {
+	r.Start = max(r.Start, l.at(l.Disk()).End)
+	return r
+}
+func (l layout) ReadDisk(src io.ReaderAt, r diskRange, p []byte) error {
+	n, err := src.ReadAt(p, l.at(r).Offset())
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	clear(p[min(n, int(max(0, l.size-r.Offset()))):])
+	return nil
 }
 
 // tableOf makes a table that knows every block of data.
@@ -169,7 +181,7 @@ func wantDelta(t *testing.T, s *source, table *checksum.Table, l layout) {
 		if i < len(entries) {
 			e = entries[i]
 		}
-		b := l.FileBlocks(diskRange{Start: extent.DiskBlock(i), End: extent.DiskBlock(i) + 1})
+		b := l.at(diskRange{Start: extent.DiskBlock(i), End: extent.DiskBlock(i) + 1})
 		if e.Known && e.Sum != sum && !s.mu.changed.Contains(b) && !s.mu.suspect.Contains(b) {
 			t.Errorf("block %d differs and nobody knows", i)
 		}

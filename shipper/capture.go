@@ -183,14 +183,18 @@ func (v *VM) settle() error {
 
 // sealRequest lists what the capture reads besides the changed blocks.
 func (v *VM) sealRequest(disks []*disk) SealRequest {
-	req := SealRequest{Extra: map[string][]FileRange{}, Now: v.opts.Now(), SavedLimit: v.savedLimit()}
+	req := SealRequest{Extra: map[string][]FileRange{}, Whole: map[string]bool{}, Now: v.opts.Now(), SavedLimit: v.savedLimit()}
 	for _, d := range disks {
+		if d.translated() {
+			req.Whole[d.src.ID()] = true
+			continue
+		}
 		info, _ := d.info()
 		layout := info.Layout()
 		extra := append([]FileRange(nil), layout.Metadata()...)
 		if t := d.table(); t.UnknownCount() > 0 {
 			for r := range t.Unknown().Ranges(DiskRange{End: t.Blocks()}, 0) {
-				extra = append(extra, layout.FileBlocks(r))
+				extra = append(extra, layout.FileBlocks(r).Ranges()...)
 			}
 		}
 		req.Extra[d.src.ID()] = extra

@@ -3,6 +3,7 @@ package shipper
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
@@ -20,6 +21,11 @@ type disk struct {
 	probe   Probe
 	state   *document[diskRecord]
 	cutFrom extent.FileBlock // where the next cut of its change set begins; the capture stage's
+	// cutFromDisk is the same of a translated disk.
+	cutFromDisk extent.DiskBlock
+
+	log        *slog.Logger
+	loadBlocks func(number uint64) (*image.Table, error)
 
 	// round is held from the first to the last request of a round that changes the
 	// replica, and while a comparison decides what to look at. Held over network I/O.
@@ -30,6 +36,8 @@ type disk struct {
 		info       image.Info
 		infoErr    error
 		table      *checksum.Table
+		blocks     blockTable  // as the record names it
+		next       blockTable  // written, and perhaps to be named
 		forgotten  []DiskRange // while there is no table: unknown as soon as there is one
 	}
 }
@@ -70,15 +78,17 @@ func (d *disk) closeTable() error {
 func (d *disk) forget(file []FileRange) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	layout := d.mu.info.Layout()
+	layout, ok := d.layoutLocked()
+	if !ok {
+		return fmt.Errorf("disk %s: no block table says what these blocks hold", d.src.Name())
+	}
 	end := extent.Cover[extent.FileBlock](0, d.mu.info.FileSize).End
-	var ranges []DiskRange
 	for _, r := range file {
-		if r.End > end {
+		if r.End > end && !d.translated() { // there, a block that is new is in a new place of the table
 			return fmt.Errorf("disk %s: block %d has no entry yet: the image grew to it", d.src.Name(), r.End-1)
 		}
-		ranges = append(ranges, layout.DiskBlocks(r))
 	}
+	ranges := blockRanges(layout, file)
 	if d.mu.table == nil {
 		d.mu.forgotten = append(d.mu.forgotten, ranges...)
 		return nil
@@ -105,7 +115,7 @@ func (d *disk) forgetCutOff() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t := d.mu.table
-	if t == nil || d.state.get().Stage != StageComplete {
+	if t == nil || d.translated() || d.state.get().Stage != StageComplete {
 		return nil
 	}
 	end := diskBlocks(d.mu.info.VirtualSize)
@@ -162,8 +172,9 @@ func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
 		return nil, image.Layout{}, false
 	}
 	info, err := d.info()
-	if err != nil || info.Format == "" {
+	if !d.translated() && (err != nil || info.Format == "") {
 		return nil, image.Layout{}, false // what lies where in it is not known: compared when it can be read again
 	}
-	return d.table(), info.Layout(), true
+	layout, ok := d.layout()
+	return d.table(), layout, ok
 }

@@ -40,7 +40,12 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 	if err := dc.run(ctx); err != nil {
 		return err
 	}
-	c.unknown[d.src.ID()] = dc.table.UnknownCount()
+	return dc.close(md)
+}
+
+// close ends the segment, if there is one, and says what the disk's checksum is.
+func (dc *diskCapture) close(md *spool.ManifestDisk) error {
+	dc.unknown[md.ID] = dc.table.UnknownCount()
 	if dc.out == nil {
 		md.DiskSum, md.SumKnown = dc.table.DiskSum()
 		return nil
@@ -162,12 +167,18 @@ func (dc *diskCapture) blocks(r FileRange) error {
 	if err := dc.view.ReadBlocks(r, page); err != nil {
 		return err
 	}
-	run := dc.info.Layout().DiskBlocks(r)
-	if run.Empty() {
+	held := dc.info.Layout().DiskBlocks(r).Ranges()
+	if len(held) == 0 {
 		return nil
 	}
+	run := held[0]
 	page = page[:run.Bytes()] // in fixed and raw images only the end lies outside the disk
 	clearTail(page, run, dc.info.VirtualSize)
+	return dc.compare(page, run)
+}
+
+// compare writes the blocks of a run that are not what their entries say.
+func (dc *diskCapture) compare(page []byte, run DiskRange) error {
 	dc.sums = checksum.Blocks(dc.sums[:0], page)
 	known := DiskRange{Start: run.Start, End: min(run.End, max(dc.table.Blocks(), run.Start))}
 	var err error

@@ -21,6 +21,8 @@ type capture struct {
 	open     string           // why the epoch is no state of the VM; empty: closed
 	room     int64            // blocks that may still be captured
 	prefix   bool             // the rest of the change set waits for room
+
+	translated map[string]*translation // by disk
 }
 
 // leaveOpen notes the first reason why this epoch is never offered.
@@ -36,7 +38,13 @@ func (c *capture) spool(ctx context.Context, disks []*disk) error {
 		return err
 	}
 	c.returnOthers()
-	c.budget(disks)
+	if err := c.translate(disks); err != nil {
+		return err
+	}
+	if err := c.budget(disks); err != nil {
+		return err
+	}
+	c.narrow()
 	st := c.vm.state.get()
 	draft, err := c.vm.deps.Spool.Begin(st.Generation, c.epoch.Number())
 	if err != nil {
@@ -112,7 +120,11 @@ func (c *capture) disk(ctx context.Context, d *disk) error {
 		if ed.SuspectAtSeal() {
 			c.leaveOpen(fmt.Sprintf("disk %s: regions wait for their comparison", d.src.Name()))
 		}
-		if err := c.segment(ctx, d, ed, &md); err != nil {
+		segment := func() error { return c.segment(ctx, d, ed, &md) }
+		if tr := c.translated[d.src.ID()]; tr != nil {
+			segment = func() error { return c.segmentTranslated(ctx, tr, &md) }
+		}
+		if err := segment(); err != nil {
 			return fmt.Errorf("disk %s: capture of epoch %d: %w", d.src.Name(), c.epoch.Number(), err)
 		}
 	}

@@ -7,14 +7,16 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
 // modelImage is an image file in memory. It outlives a process that crashes.
 type modelImage struct {
-	name string
-	mu   struct {
+	name       string
+	translated bool // the file has a block table
+	mu         struct {
 		sync.Mutex
 		data   []byte
 		marked bool
@@ -36,10 +38,20 @@ func (m *modelImage) bytes() []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	data := m.mu.data
+	if m.translated {
+		return readTranslated(data)
+	}
 	if m.name[len(m.name)-4:] == ".vhd" {
 		data = data[:len(data)-image.FooterSize]
 	}
 	return bytes.Clone(data)
+}
+
+// content is a copy of the file.
+func (m *modelImage) content() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.Clone(m.mu.data)
 }
 
 // do performs a change of a guest.
@@ -120,5 +132,5 @@ func (m *modelImage) nextData(off int64) (start, end int64, err error) {
 
 func (m *modelImage) probe() (image.Info, error) {
 	size, _ := m.Size()
-	return image.Probe(m.name, m, size)
+	return formats.Probe(m.name, m, size)
 }

@@ -66,7 +66,7 @@ func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 	if err := v.prepareReplica(ctx, d, r, info); err != nil {
 		return err
 	}
-	if err := v.sendUnknown(ctx, d, r, info); err != nil {
+	if err := v.sendUnknown(ctx, d, r); err != nil {
 		return err
 	}
 	return v.complete(ctx, d, r, info)
@@ -164,6 +164,9 @@ func (v *VM) takeSeed(ctx context.Context, d *disk, r *replica, info image.Info)
 	if err := r.putFooter(ctx, info); err != nil {
 		return err
 	}
+	if err := v.readThrough(d, info); err != nil {
+		return err
+	}
 	t, err := v.newTable(d, info.VirtualSize)
 	if err != nil {
 		return err
@@ -204,7 +207,8 @@ func (v *VM) listDisk(ctx context.Context, d *disk, info image.Info) error {
 func (v *VM) prepareReplica(ctx context.Context, d *disk, r *replica, info image.Info) error {
 	size := image.ReplicaSize(info.VirtualSize)
 	st := d.state.get()
-	fresh := !st.TableReady || st.VirtualSize != info.VirtualSize || r.size != size
+	_, readable := d.layout()
+	fresh := !st.TableReady || st.VirtualSize != info.VirtualSize || r.size != size || !readable
 	if fresh {
 		if err := v.clearReplica(ctx, d, r, info); err != nil {
 			return err
@@ -275,11 +279,14 @@ func (v *VM) initTable(d *disk, info image.Info) error {
 	if err := d.src.Datasync(); err != nil {
 		return fmt.Errorf("sync the image: %w", err)
 	}
+	if err := v.readThrough(d, info); err != nil {
+		return err
+	}
 	t, err := v.newTable(d, info.VirtualSize)
 	if err != nil {
 		return err
 	}
-	if err := learnHoles(t, d.src, info); err != nil {
+	if err := learnZeros(t, d); err != nil {
 		return errors.Join(err, t.Close())
 	}
 	if err := t.Sync(); err != nil {
@@ -289,6 +296,33 @@ func (v *VM) initTable(d *disk, info image.Info) error {
 		return err
 	}
 	return d.state.update(func(s *diskRecord) { s.TableReady = true })
+}
+
+// readThrough gives a translated disk the block table that it is read through from
+// here on, before anything is known of it.
+func (v *VM) readThrough(d *disk, info image.Info) error {
+	if !info.Format.Translated() {
+		return nil
+	}
+	if err := v.beginBlocks(d); err != nil {
+		return err
+	}
+	if t := d.previous(); t == nil || t.VirtualSize != info.VirtualSize {
+		return fmt.Errorf("disk %s changed its size while it was looked at", d.src.Name())
+	}
+	return nil
+}
+
+// learnZeros enters zero for every block that need not be read.
+func learnZeros(t *checksum.Table, d *disk) error {
+	layout, ok := d.layout()
+	switch {
+	case !ok:
+		return fmt.Errorf("disk %s: its block table is lost", d.src.Name())
+	case d.translated():
+		return learnTranslated(t, d.src, layout)
+	}
+	return learnHoles(t, d.src)
 }
 
 // newTable makes a table that knows nothing in the place of the old one.
@@ -304,7 +338,7 @@ func (v *VM) newTable(d *disk, virtualSize int64) (*checksum.Table, error) {
 
 // learnHoles enters zero for every block of a hole. A block written meanwhile is
 // in the change set, and the replica does hold zeros for it: the entry is true.
-func learnHoles(t *checksum.Table, src Source, info image.Info) error {
+func learnHoles(t *checksum.Table, src Source) error {
 	var off extent.DiskBlock
 	for off < t.Blocks() {
 		start, end, err := src.NextData(int64(off) * extent.BlockSize)
@@ -331,10 +365,14 @@ func diskBlocks(virtualSize int64) extent.DiskBlock {
 }
 
 // sendUnknown reads every unknown block as it is and puts it to the replica.
-func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica, info image.Info) error {
-	s := &sender{vm: v, src: d.src, info: info, table: d.table(), page: make([]byte, target.MaxPut)}
+func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica) error {
+	s := &sender{vm: v, src: d.src, table: d.table(), page: make([]byte, target.MaxPut)}
 	if s.table == nil {
 		return errRetired
+	}
+	var ok bool
+	if s.layout, ok = d.layout(); !ok {
+		return fmt.Errorf("disk %s: its block table is lost", d.src.Name())
 	}
 	s.watch = s.table.Watch()
 	defer s.watch.Close()
@@ -347,7 +385,7 @@ func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica, info image.In
 type sender struct {
 	vm        *VM
 	src       Source
-	info      image.Info
+	layout    image.Layout
 	table     *checksum.Table
 	watch     *checksum.Watch
 	puts      *putter
@@ -378,7 +416,7 @@ func (s *sender) sendAll() error {
 // evicted, and only that tells of what the guest wrote after it was read.
 func (s *sender) sendRun(run DiskRange) error {
 	page := s.page[:run.Bytes()]
-	if err := readLive(s.src, s.info, run, page); err != nil {
+	if err := s.layout.ReadDisk(s.src, run, page); err != nil {
 		return err
 	}
 	sums := checksum.Blocks(nil, page)
@@ -436,19 +474,6 @@ func (v *VM) enterEpochs(d *disk) error {
 	defer v.captureGate.Unlock()
 	base := v.deps.Volume.LastEpoch()
 	return d.state.update(func(s *diskRecord) { s.Stage, s.Base, s.Seed = StageComplete, base, false })
-}
-
-// readLive fills p with the blocks of run as the image has them now; beyond the
-// virtual disk it is zero.
-func readLive(src Source, info image.Info, run DiskRange, p []byte) error {
-	file := info.Layout().FileBlocks(run)
-	n, err := src.ReadAt(p, int64(file.Start)*extent.BlockSize)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	clear(p[n:])
-	clearTail(p, run, info.VirtualSize)
-	return nil
 }
 
 // clearTail zeroes what lies beyond the virtual disk in the blocks of run.

@@ -37,8 +37,25 @@ func (v *VM) MatchTable(diskID string) (*checksum.Table, image.Layout, bool) {
 	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().Matching {
 		return nil, image.Layout{}, false
 	}
+	if err := v.readyToMatch(d); err != nil {
+		v.opts.Log.Warn("the comparison with the replica waits for the image", "disk", d.src.Name(), "cause", err)
+		return nil, image.Layout{}, false
+	}
+	layout, ok := d.layout()
+	return d.table(), layout, ok
+}
+
+// readyToMatch sees to it that it is known where the image has the disk.
+func (v *VM) readyToMatch(d *disk) error {
 	info, err := d.info()
-	return d.table(), info.Layout(), err == nil
+	if err != nil {
+		info, err = d.probe()
+		d.setInfo(info, err)
+	}
+	if err != nil || !info.Format.Translated() || d.previous() != nil {
+		return err
+	}
+	return v.beginBlocks(d)
 }
 
 // MatchedTo is where the comparison of a disk goes on.

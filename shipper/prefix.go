@@ -10,26 +10,38 @@ import (
 // back before anything is read, and the epoch stays open. Each cut goes on where
 // the one before ended, over the disks and within each, so that a busy stretch
 // cannot keep the others from ever being captured.
-func (c *capture) budget(disks []*disk) {
+func (c *capture) budget(disks []*disk) error {
 	var listed int64
 	for _, d := range disks {
-		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+		if tr := c.translated[d.src.ID()]; tr != nil {
+			if tr.image != nil {
+				listed += tr.data().Blocks()
+			}
+		} else if ed, ok := c.epoch.Disk(d.src.ID()); ok {
 			listed += ed.ListBlocks()
 		}
 	}
 	c.room = max(c.vm.freeQuota()/2/extent.BlockSize, minPrefixBlocks)
 	if listed <= c.room {
-		return
+		return nil
 	}
 	c.prefix = true
 	c.leaveOpen(fmt.Sprintf("%d of %d changed blocks fit into the spool's quota", c.room, listed))
 	first := c.vm.cutTurn()
 	for i := range disks {
 		d := disks[(first+i)%len(disks)]
-		if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+		if tr := c.translated[d.src.ID()]; tr != nil {
+			if tr.image == nil {
+				continue
+			}
+			if err := c.cutTranslated(tr); err != nil {
+				return err
+			}
+		} else if ed, ok := c.epoch.Disk(d.src.ID()); ok {
 			c.cut(d, ed)
 		}
 	}
+	return nil
 }
 
 // cutTurn counts the cuts of the VM.
@@ -60,20 +72,20 @@ func (c *capture) cut(d *disk, ed EpochDisk) {
 // keepFrom takes the first room blocks of an ordered list, beginning at block
 // from and going round, and returns them, where the next cut begins, and what is
 // left of the room.
-func keepFrom(list []FileRange, from extent.FileBlock, room int64) (kept extent.Set[extent.FileBlock], next extent.FileBlock, left int64) {
+func keepFrom[B extent.Block](list []extent.Range[B], from B, room int64) (kept extent.Set[B], next B, left int64) {
 	next = from
-	take := func(r FileRange) {
+	take := func(r extent.Range[B]) {
 		if n := min(r.Len(), room); n > 0 {
 			room -= n
-			next = r.Start + extent.FileBlock(n)
-			kept.Add(FileRange{Start: r.Start, End: next})
+			next = r.Start + B(n)
+			kept.Add(extent.Range[B]{Start: r.Start, End: next})
 		}
 	}
 	for _, r := range list {
-		take(FileRange{Start: max(r.Start, from), End: r.End})
+		take(extent.Range[B]{Start: max(r.Start, from), End: r.End})
 	}
 	for _, r := range list {
-		take(FileRange{Start: r.Start, End: min(r.End, from)})
+		take(extent.Range[B]{Start: r.Start, End: min(r.End, from)})
 	}
 	return kept, next, room
 }

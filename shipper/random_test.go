@@ -43,11 +43,38 @@ func TestRandomHistories(t *testing.T) {
 	}
 }
 
+// TestI2I4_RandomHistoriesOfTranslatedDisks is the same with a dynamic VHD and a VHDX, whose writers are stopped in the middle
+// of an operation by everything that may happen.
+func TestI2I4_RandomHistoriesOfTranslatedDisks(t *testing.T) {
+	first, n := uint64(1), *seeds
+	if *seed != 0 {
+		first, n = *seed, 1
+	}
+	struck := &tally{counts: map[string]int{}}
+	for s := first; s < first+uint64(n); s++ {
+		t.Run(fmt.Sprint(s), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				vhd, vhdFile := newHypervisor(t, "c.vhd", 600*kib, 900*kib)
+				vhdx, vhdxFile := newHypervisor(t, "d.vhdx", 3*mib+512, 4*mib)
+				r := newRig(t, newImage("a.raw", 300*kib), vhdFile, vhdxFile)
+				p := &player{scenario: &scenario{r: r}, rng: rand.New(rand.NewPCG(s, 2)), struck: struck,
+					hypervisors: map[string]*hypervisor{"c.vhd": vhd, "d.vhdx": vhdx}}
+				p.play()
+			})
+			if t.Failed() {
+				t.Logf("replay: go test ./shipper -run TestI2I4_RandomHistoriesOfTranslatedDisks -seed %d -v", s)
+			}
+		})
+	}
+	t.Log(struck.counts)
+}
+
 type player struct {
 	*scenario
-	rng    *rand.Rand
-	struck *tally
-	value  byte
+	hypervisors map[string]*hypervisor // of the translated disks
+	rng         *rand.Rand
+	struck      *tally
+	value       byte
 }
 
 // tally counts what struck. The target calls its hook from many goroutines.
@@ -64,16 +91,23 @@ func (t *tally) add(kind string) {
 
 func playRandom(t *testing.T, seed uint64, struck *tally) {
 	p := &player{scenario: newScenario(t), rng: rand.New(rand.NewPCG(seed, 1)), struck: struck}
+	p.play()
+}
+
+func (p *player) play() {
 	for range 60 {
 		p.arm()
 		p.move()
-		if t.Failed() {
+		if p.r.t.Failed() {
 			return
 		}
 	}
 	p.r.quota = 64 * mib
 	if len(p.r.images["a.raw"].bytes()) == 0 { // of an empty disk there is no point
 		p.r.truncate("a.raw", mib)
+	}
+	for _, h := range p.hypervisors {
+		h.do(p.r, -1)
 	}
 	p.r.finish()
 }
@@ -159,12 +193,24 @@ func (p *player) takeOver() {
 	p.r.crash()
 }
 
+// drive takes some steps of a hypervisor's operation, and begins the next.
+func (p *player) drive(h *hypervisor) {
+	if len(h.steps) == 0 {
+		h.change(p.r, p.rng, p.value)
+	}
+	h.do(p.r, p.rng.IntN(len(h.steps)+2)-1)
+}
+
 // guest writes some, more often to few blocks than to many.
 func (p *player) guest() {
 	r := p.r
 	for range 1 + p.rng.IntN(4) {
 		p.value++
 		name := r.order[p.rng.IntN(len(r.order))]
+		if h := p.hypervisors[name]; h != nil {
+			p.drive(h)
+			continue
+		}
 		size := int64(len(r.images[name].bytes()))
 		off := p.rng.Int64N(max(1, size))
 		n := min(size-off, []int64{100, 5000, 70 * kib, 600 * kib}[p.rng.IntN(4)])

@@ -287,8 +287,11 @@ func (r *rig) match(ctx context.Context) error {
 			return err
 		}
 		d := r.vm.diskByID(id)
-		info, _ := d.info()
-		m := resync.NewMatch(resync.MatchDeps{Source: d.src, Layout: info.Layout(), Table: d.table(), Replica: w,
+		table, layout, ok := r.vm.MatchTable(id)
+		if !ok {
+			return errors.Join(errors.New("nothing to match with"), w.Close(ctx))
+		}
+		m := resync.NewMatch(resync.MatchDeps{Source: d.src, Layout: layout, Table: table, Replica: w,
 			Passed: func(b extent.DiskBlock) error { return r.vm.NoteMatched(id, b) }}, resync.Options{})
 		report, err := m.Run(ctx, r.vm.MatchedTo(id))
 		if err := errors.Join(err, w.Close(ctx)); err != nil {
@@ -317,10 +320,19 @@ func (r *rig) compare() {
 		if !ok {
 			continue
 		}
+		if r.images[name].translated {
+			_, err := resync.New(resync.Deps{Source: comparedSource{d, r.images[name]}, Table: t, Layout: layout}, resync.Options{}).Run(context.Background())
+			r.must(err)
+			continue
+		}
 		for _, s := range d.Suspect() {
 			s.End = min(s.End, extent.Cover[extent.FileBlock](0, d.Size()).End)
 			for b := s.Start; b < s.End; b++ {
-				r.compareBlock(name, d, t, layout.DiskBlocks(FileRange{Start: b, End: b + 1}), b)
+				var at DiskRange
+				if in := layout.DiskBlocks(FileRange{Start: b, End: b + 1}).Ranges(); len(in) > 0 {
+					at = in[0]
+				}
+				r.compareBlock(name, d, t, at, b)
 			}
 			r.must(d.Compared(s))
 		}

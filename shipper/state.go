@@ -73,8 +73,11 @@ type diskRecord struct {
 	Verified catalog.PointID `json:"verified,omitzero"`
 	// RepairAfter: damage was found, and the first point after this epoch is good
 	// again; 0: nothing to repair.
-	RepairAfter uint64      `json:"repair_after,omitempty"`
-	Former      []formerKey `json:"former,omitempty"`
+	RepairAfter uint64 `json:"repair_after,omitempty"`
+	// Blocks is the number of the block table that the entries were read through, 0 if
+	// the disk needs none.
+	Blocks uint64      `json:"blocks,omitempty"`
+	Former []formerKey `json:"former,omitempty"`
 }
 
 // formerKey is a name in blob names that the disk had up to an epoch.

@@ -106,6 +106,24 @@ func (v *VM) redoTable(d *disk, t *checksum.Table) error {
 	return nil
 }
 
+func (v *VM) keepFactsOf(d *disk, md spool.ManifestDisk) error {
+	st := d.state.get()
+	moved := st.Stage == StageComplete && md.Blocks > st.Blocks // a redo comes by older epochs first
+	if st.VirtualSize == md.VirtualSize && !st.Resized && st.MostBytes >= md.VirtualSize && !moved {
+		return nil
+	}
+	err := d.state.update(func(s *diskRecord) {
+		s.VirtualSize, s.MostBytes, s.Resized = md.VirtualSize, max(s.MostBytes, md.VirtualSize), false
+		if moved {
+			s.Blocks = md.Blocks
+		}
+	})
+	if err == nil && moved && v.redone.Load() { // before, a later manifest may name another
+		v.sweepBlocks(d, md.Blocks)
+	}
+	return err
+}
+
 // keepFacts makes the sizes of an epoch the disks' own, and notes whom it carries.
 func (v *VM) keepFacts(m *spool.Manifest) error {
 	var carried []string
@@ -118,13 +136,7 @@ func (v *VM) keepFacts(m *spool.Manifest) error {
 		if d == nil || m.Epoch <= d.state.get().Base {
 			continue
 		}
-		if st := d.state.get(); st.VirtualSize == md.VirtualSize && !st.Resized && st.MostBytes >= md.VirtualSize {
-			continue
-		}
-		err := d.state.update(func(s *diskRecord) {
-			s.VirtualSize, s.MostBytes, s.Resized = md.VirtualSize, max(s.MostBytes, md.VirtualSize), false
-		})
-		if err != nil {
+		if err := v.keepFactsOf(d, md); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
@@ -246,7 +247,14 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 			return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
 		}
 	}
-	d := &disk{src: src, probe: probe, state: state}
+	d := &disk{src: src, probe: probe, state: state, log: v.opts.Log}
+	d.loadBlocks = func(number uint64) (*image.Table, error) {
+		b, err := v.opts.Tree.ReadFile(v.blocksPath(d, number))
+		if err != nil {
+			return nil, err
+		}
+		return DecodeBlocks(b)
+	}
 	d.setInfo(probe())
 	if state.get().TableReady {
 		if err := v.reopenTable(d); err != nil {
@@ -328,6 +336,7 @@ func (v *VM) RemoveDisk(id string) {
 	if err := v.opts.Tree.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		v.opts.Log.Warn("table of a removed disk is left over", "disk", d.src.Name(), "cause", err)
 	}
+	v.sweepBlocks(d, 0)
 }
 
 // closeRemoved closes what removed disks left open.

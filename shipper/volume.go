@@ -32,6 +32,7 @@ type Volume interface {
 // SealRequest says what a capture will read besides the changed blocks.
 type SealRequest struct {
 	Extra      map[string][]FileRange // by disk id: blocks with unknown entries, metadata
+	Whole      map[string]bool        // by disk id: every block, until the capture narrows the list
 	Now        time.Time
 	SavedLimit int64 // bytes of saved blocks the epoch may hold
 }
@@ -72,6 +73,11 @@ type EpochDisk interface {
 	ReadBlocks(r FileRange, p []byte) error
 	// PeekBlocks reads the same bytes and keeps the blocks listed.
 	PeekBlocks(r FileRange, p []byte) error
+	// Narrow fixes the list of a disk that was sealed whole: these blocks and no
+	// others. List tells the changed ones before.
+	Narrow(list extent.Set[extent.FileBlock])
+	// Done says that listed blocks are read for good.
+	Done(r FileRange)
 }
 
 // Source is the live side of one disk.

@@ -15,7 +15,7 @@ type DiskOffset int64
 // Format names an image format as status and records spell it.
 type Format string
 
-// The formats of disk images. Only Raw and VHDFixed are protected.
+// The formats of disk images. Those that lie over a parent are served and not protected.
 const (
 	Raw              Format = "raw"
 	VHDFixed         Format = "vhd-fixed"
@@ -34,6 +34,15 @@ const (
 	VMDK  Format = "vmdk"
 	VDI   Format = "vdi"
 )
+
+// Translated says whether an image of this format has a block table: which block of the disk lies where in the file changes.
+func (f Format) Translated() bool {
+	switch f {
+	case VHDDynamic, VHDDifferencing, VHDXFixed, VHDXDynamic, VHDXDifferencing:
+		return true
+	}
+	return false
+}
 
 // Geometry is the CHS geometry of a VHD footer. It is never the size of the disk.
 type Geometry struct {

@@ -153,6 +153,6 @@ func TestQEMUReadsWhatWePad(t *testing.T) {
 
 func ExampleInfo_Layout() {
 	l := Info{Format: VHDFixed, VirtualSize: 8192 + 512}.Layout()
-	fmt.Println(l.Disk().Len(), l.TailBytes(), l.Metadata()[0].Start)
-	// Output: 3 512 2
+	fmt.Println(l.Disk().Len(), l.Metadata()[0].Start)
+	// Output: 3 2
 }

@@ -97,6 +97,9 @@ func (s Shape) EntryOffset(block int64) FileOffset {
 // used is how many bytes of a block belong to the virtual disk.
 func (s Shape) used(block int64) int64 { return min(s.BlockSize, s.VirtualSize-block*s.BlockSize) }
 
+// maskBytes is how many bytes of bits the table keeps of a block that is partly there.
+func (s Shape) maskBytes(block int64) int64 { return ((s.used(block)+s.Sector-1)/s.Sector + 7) / 8 }
+
 // Builder collects the entries of a Table.
 type Builder struct{ t Table }
 

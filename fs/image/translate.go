@@ -15,44 +15,53 @@ func (t *Table) Disk() extent.Range[extent.DiskBlock] {
 // DiskBlocks returns the disk blocks of which a byte lies in one of the file blocks, rounded outward. A block of
 // metadata carries none: what its change does to the disk is found by comparing tables.
 func (t *Table) DiskBlocks(files extent.Set[extent.FileBlock]) extent.Set[extent.DiskBlock] {
-	var disk extent.Set[extent.DiskBlock]
+	var disk []extent.Range[extent.DiskBlock] // in the order of the file: a Set takes them best sorted
 	for _, r := range files.Ranges() {
-		t.carried(FileOffset(r.Start)*extent.BlockSize, FileOffset(r.End)*extent.BlockSize, &disk)
+		disk = t.carried(FileOffset(r.Start)*extent.BlockSize, FileOffset(r.End)*extent.BlockSize, disk)
 	}
-	return disk
+	return extent.Of(disk...)
 }
 
-// carried adds the disk blocks of which a byte lies in [start, end) of the file.
-func (t *Table) carried(start, end FileOffset, disk *extent.Set[extent.DiskBlock]) {
+// carried appends the disk blocks of which a byte lies in [start, end) of the file.
+func (t *Table) carried(start, end FileOffset, disk []extent.Range[extent.DiskBlock]) []extent.Range[extent.DiskBlock] {
 	k := sort.Search(len(t.order), func(k int) bool { _, e := t.span(int64(t.order[k])); return e > start })
 	for ; k < len(t.order); k++ {
 		block := int64(t.order[k])
 		data := t.entries[block].data()
 		if data >= end {
-			return
+			break
 		}
 		lo, hi := max(start, data), min(end, data+FileOffset(t.used(block)))
 		for e := range t.Extents(DiskOffset(block*t.BlockSize+int64(lo-data)), int64(hi-lo)) {
 			if e.From == FromFile {
-				disk.Add(extent.Cover[extent.DiskBlock](int64(e.Disk), e.Len))
+				disk = append(disk, extent.Cover[extent.DiskBlock](int64(e.Disk), e.Len))
 			}
 		}
 	}
+	return disk
+}
+
+// DataBlocks returns the file blocks that hold data of disk blocks, rounded outward.
+func (t *Table) DataBlocks(disk extent.Set[extent.DiskBlock]) extent.Set[extent.FileBlock] {
+	var files []extent.Range[extent.FileBlock]
+	for _, r := range disk.Ranges() {
+		for e := range t.Extents(DiskOffset(r.Offset()), r.Bytes()) {
+			if e.From == FromFile {
+				files = append(files, extent.Cover[extent.FileBlock](int64(e.File), e.Len))
+			}
+		}
+	}
+	return extent.Of(files...)
 }
 
 // FileBlocks returns the file blocks that reading a range of disk blocks takes, rounded outward: the data, the table
 // entries, and the sector bitmaps. Headers and log, which every reader needs, are in Metadata only.
 func (t *Table) FileBlocks(r extent.Range[extent.DiskBlock]) extent.Set[extent.FileBlock] {
-	var files extent.Set[extent.FileBlock]
 	r = r.Intersect(t.Disk())
-	for e := range t.Extents(DiskOffset(r.Offset()), r.Bytes()) {
-		if e.From == FromFile {
-			files.Add(extent.Cover[extent.FileBlock](int64(e.File), e.Len))
-		}
-	}
 	if r.Empty() {
-		return files
+		return extent.Set[extent.FileBlock]{}
 	}
+	files := t.DataBlocks(extent.Of(r))
 	last := min(r.Offset()+r.Bytes(), t.VirtualSize) - 1
 	for b := r.Offset() / t.BlockSize; b <= last/t.BlockSize; b++ {
 		if t.EntrySize > 0 {
@@ -80,18 +89,17 @@ func (t *Table) bitmap(block int64) (at FileOffset, n int64) {
 // Metadata returns all file blocks that hold something else than data, rounded outward: headers, log, tables, sector
 // bitmaps and footers. While an epoch of the image is captured they are saved before they change.
 func (t *Table) Metadata() extent.Set[extent.FileBlock] {
-	var files extent.Set[extent.FileBlock]
+	var files []extent.Range[extent.FileBlock]
 	for _, f := range t.occupied() {
-		files.Add(extent.Cover[extent.FileBlock](int64(f.Start), int64(f.End-f.Start)))
+		files = append(files, extent.Cover[extent.FileBlock](int64(f.Start), int64(f.End-f.Start)))
 	}
-	if t.BitmapAhead == 0 {
-		return files
+	if t.BitmapAhead > 0 {
+		for _, i := range t.order {
+			at, n := t.bitmap(int64(i))
+			files = append(files, extent.Cover[extent.FileBlock](int64(at), n))
+		}
 	}
-	for _, i := range t.order {
-		at, n := t.bitmap(int64(i))
-		files.Add(extent.Cover[extent.FileBlock](int64(at), n))
-	}
-	return files
+	return extent.Of(files...)
 }
 
 // Changed returns the disk blocks that may read differently from what they read when the table was prev, rounded

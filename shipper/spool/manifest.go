@@ -44,6 +44,7 @@ type ManifestDisk struct {
 	VirtualSize int64  // bytes, at the seal
 	FileSize    int64  // bytes of the image file, at the seal
 	DiskSum     checksum.Sum
+	Blocks      uint64      // number of the block table that the disk was read through, 0 if it needs none
 	SumKnown    bool        // DiskSum is the CRC-64 of the virtual disk at the seal
 	Segment     *SegmentRef // nil for an Initial disk, and for one on which nothing changed
 }
@@ -149,6 +150,7 @@ type diskJSON struct {
 	State       string       `json:"state"`
 	VirtualSize int64        `json:"virtual_size"`
 	FileSize    int64        `json:"file_size"`
+	Blocks      uint64       `json:"blocks,omitempty"`
 	Sum         *hexSum      `json:"sum,omitempty"`
 	Segment     *segmentJSON `json:"segment,omitempty"`
 }
@@ -169,7 +171,7 @@ func encodeManifest(m *Manifest) ([]byte, error) {
 		RecordAttempted: m.RecordAttempted, Uploaded: m.Uploaded, Disks: make([]diskJSON, 0, len(m.Disks)),
 	}
 	for _, d := range m.Disks {
-		e := diskJSON{ID: d.ID, Name: d.Name, Format: d.Format, State: d.State, VirtualSize: d.VirtualSize, FileSize: d.FileSize}
+		e := diskJSON{ID: d.ID, Name: d.Name, Format: d.Format, State: d.State, VirtualSize: d.VirtualSize, FileSize: d.FileSize, Blocks: d.Blocks}
 		if d.SumKnown {
 			s := hexSum(d.DiskSum)
 			e.Sum = &s
@@ -193,7 +195,7 @@ func decodeManifest(data []byte) (*Manifest, error) {
 		RecordAttempted: j.RecordAttempted, Uploaded: j.Uploaded,
 	}
 	for _, e := range j.Disks {
-		d := ManifestDisk{ID: e.ID, Name: e.Name, Format: e.Format, State: e.State, VirtualSize: e.VirtualSize, FileSize: e.FileSize}
+		d := ManifestDisk{ID: e.ID, Name: e.Name, Format: e.Format, State: e.State, VirtualSize: e.VirtualSize, FileSize: e.FileSize, Blocks: e.Blocks}
 		if e.Sum != nil {
 			d.DiskSum, d.SumKnown = checksum.Sum(*e.Sum), true
 		}

@@ -17,7 +17,7 @@ type volume struct{ m *machine }
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	m := v.m
 	asked := m.timeline.SealAsked()
-	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Now: r.Now, SavedLimit: r.SavedLimit})
+	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,74 @@
+// Package formats opens every image that has a block table by its content, and says of every image what it is and whether
+// it is protected. It is a leaf over the readers of the single formats: it only reads, and a crash leaves nothing of it.
+package formats
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/vhd"
+	"github.com/vhdrelay/vhdrelay/fs/image/vhdx"
+)
+
+// Image is an opened image and its block table as of that moment.
+type Image struct {
+	Info  image.Info
+	Table *image.Table
+	Link  *image.Link // what a differencing image lies over
+	// Disk reads the virtual disk through the table, with what a log has for it. It keeps the reader that the image was
+	// opened over.
+	Disk io.ReaderAt
+}
+
+// Open opens a VHD or VHDX of size bytes. Errors are those of vhd.Open and vhdx.Open: an image that somebody is writing to may
+// contradict itself for a moment.
+func Open(r io.ReaderAt, size int64) (*Image, error) {
+	head, err := image.ReadField(r, size, "signature", 0, 8)
+	if err != nil {
+		return nil, err
+	}
+	if string(head) == "vhdxfile" {
+		i, err := vhdx.Open(r, size)
+		if err != nil {
+			return nil, err
+		}
+		return &Image{i.Info, i.Table, i.Link, i.Disk(nil)}, nil
+	}
+	i, err := vhd.Open(r, size)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{i.Info, i.Table, i.Link, i.Disk(nil)}, nil
+}
+
+// Probe is image.Probe for all formats: what has a block table and no parent is protected as well.
+func Probe(name string, r io.ReaderAt, size int64) (image.Info, error) {
+	info, err := image.Probe(name, r, size)
+	if !errors.Is(err, image.ErrUnsupported) || info.Format != image.VHDX && !info.Format.Translated() {
+		return info, err
+	}
+	i, openErr := Open(r, size)
+	switch {
+	case openErr != nil:
+		info.FileSize = size
+		return info, named(name, openErr)
+	case i.Link != nil:
+		i.Info.FileSize = size
+		return i.Info, &image.Error{Path: name, Field: "type", Found: string(i.Info.Format), Expected: "an image without a parent",
+			Hint: "this format is served but not protected; merge it into its parent, or convert it", Err: image.ErrUnsupported}
+	}
+	i.Info.FileSize = size
+	return i.Info, nil
+}
+
+// named puts the file's name into an error of a reader.
+func named(name string, err error) error {
+	if e := (*image.Error)(nil); errors.As(err, &e) && e.Path == "" {
+		c := *e
+		c.Path = name
+		return &c
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
