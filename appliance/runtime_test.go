@@ -296,7 +296,7 @@ func TestUnprotectedFormats(t *testing.T) {
 	r.put("web/os.img", bytes.Clone(content))
 	r.put("web/big.qcow2", []byte("QFI\xfb and more"))
 	r.start()
-	r.write("web/dynamic.vhdx", append([]byte("vhdxfile"), make([]byte, 4096)...))
+	r.write("web/dynamic.vhdx", append([]byte("QFI\xfb"), make([]byte, 4096)...))
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
 	v := r.vm("web")
 	if !hasReason("unprotected-format")(v) || v.Health != control.HealthWarning || v.State != string(lifecycle.Replicating) {
@@ -309,7 +309,7 @@ func TestUnprotectedFormats(t *testing.T) {
 		t.Errorf("after they are gone: %+v", v.Reasons)
 	}
 	r.write("only/disk.vmdk", []byte("KDMV"))
-	r.write("only/dynamic.vhdx", []byte("vhdxfile"))
+	r.write("only/dynamic.vhdx", []byte("QFI\xfb"))
 	r.app.survey()
 	if v := r.vm("only"); v.State != string(lifecycle.Disabled) || !hasReason("unprotected-format")(v) {
 		t.Errorf("%+v", v)

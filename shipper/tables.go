@@ -113,7 +113,8 @@ func (v *VM) keepFactsOf(d *disk, md spool.ManifestDisk) error {
 		return nil
 	}
 	err := d.state.update(func(s *diskRecord) {
-		s.VirtualSize, s.MostBytes, s.Resized = md.VirtualSize, max(s.MostBytes, md.VirtualSize), false
+		s.VirtualSize, s.MostBytes = md.VirtualSize, max(s.MostBytes, md.VirtualSize)
+		s.Resized = s.Resized && md.Segment == nil // one that carries the size has a segment
 		if moved {
 			s.Blocks = md.Blocks
 		}

@@ -134,14 +134,13 @@ func (c *capture) narrow() {
 func (c *capture) segmentTranslated(ctx context.Context, tr *translation, md *spool.ManifestDisk) error {
 	d, st := tr.disk, tr.disk.state.get()
 	dc := &diskCapture{capture: c, disk: d, table: d.table(), view: tr.view, page: make([]byte, captureRun*extent.BlockSize)}
-	dc.info, _ = d.info()
-	if tr.image != nil {
-		dc.info = tr.image.Info
-		if err := c.keepTable(tr); err != nil {
-			return err
-		}
-	} else {
-		dc.info.VirtualSize = st.VirtualSize
+	if tr.image == nil {
+		md.VirtualSize, md.Blocks = st.VirtualSize, tr.number
+		return dc.close(md)
+	}
+	dc.info = tr.image.Info
+	if err := c.keepTable(tr); err != nil {
+		return err
 	}
 	md.Format, md.VirtualSize, md.Blocks = dc.info.Format, dc.info.VirtualSize, tr.number
 	if st.Resized || st.VirtualSize != dc.info.VirtualSize {

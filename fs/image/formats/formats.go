@@ -53,7 +53,7 @@ func Probe(name string, r io.ReaderAt, size int64) (image.Info, error) {
 	switch {
 	case openErr != nil:
 		info.FileSize = size
-		return info, named(name, openErr)
+		return info, notYet(name, openErr)
 	case i.Link != nil:
 		i.Info.FileSize = size
 		return i.Info, &image.Error{Path: name, Field: "type", Found: string(i.Info.Format), Expected: "an image without a parent",
@@ -63,12 +63,17 @@ func Probe(name string, r io.ReaderAt, size int64) (image.Info, error) {
 	return i.Info, nil
 }
 
-// named puts the file's name into an error of a reader.
-func named(name string, err error) error {
-	if e := (*image.Error)(nil); errors.As(err, &e) && e.Path == "" {
-		c := *e
-		c.Path = name
-		return &c
+// notYet names the file in an error of a reader, and says of an image that contradicts itself that it is to be looked at
+// again: somebody may be making it, or be in the middle of a change.
+func notYet(name string, err error) error {
+	e := (*image.Error)(nil)
+	if !errors.As(err, &e) {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return fmt.Errorf("%s: %w", name, err)
+	c := *e
+	c.Path = name
+	if errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrVersion) {
+		c.Err = fmt.Errorf("%w: %w", image.ErrNotYet, e.Err)
+	}
+	return &c
 }
