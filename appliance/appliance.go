@@ -378,10 +378,12 @@ func (a *Appliance) beat(ctx context.Context) error {
 	tick, survey := time.NewTicker(journal.DefaultHeartbeat), time.NewTicker(surveyInterval)
 	defer tick.Stop()
 	defer survey.Stop()
-	for {
-		if err := a.journal.Heartbeat(a.now()); err != nil {
+	for failing := false; ; {
+		err := a.journal.Heartbeat(a.now())
+		if err != nil && !failing {
 			a.log.Warn("heartbeat not written: a crash now costs a comparison of every image", "code", "heartbeat-failed", "cause", err, "action", "look at the disk of the state directory")
 		}
+		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return nil

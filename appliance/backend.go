@@ -54,8 +54,8 @@ func (a *Appliance) Sync(ctx context.Context, vm string, wait bool, progress fun
 }
 
 // awaitComplete waits for the initial replication of every disk: a point without one
-// of them does not hold what the caller wrote. In trouble it returns at once, for
-// the caller wakes the stages and hears of it.
+// of them does not hold what the caller wrote. When what copies them is in trouble it
+// returns at once, for the caller wakes the stages and hears of it.
 func (m *machine) awaitComplete(ctx context.Context, progress func(shipper.Progress)) error {
 	m.pipeline.Wake()
 	for {
@@ -76,9 +76,12 @@ func (m *machine) awaitComplete(ctx context.Context, progress func(shipper.Progr
 	}
 }
 
-// settled tells a trouble that will not be gone in a moment: what waited for an
-// operator and is being tried again now may be.
-func settled(t shipper.Trouble) bool { return !t.Pending || !t.NextTry.IsZero() }
+// settled tells a trouble on the way of an initial replication that will not be gone in
+// a moment: what waited for an operator and is being tried again now may be. Others, such
+// as an apply's, do not keep a disk from being copied.
+func settled(t shipper.Trouble) bool {
+	return (t.Stage == shipper.StageNameConnect || t.Stage == shipper.StageNameInitial) && (!t.Pending || !t.NextTry.IsZero())
+}
 
 // incomplete tells a disk whose initial replication will end by itself.
 func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != shipper.StageComplete }
@@ -87,7 +90,12 @@ func incomplete(d shipper.DiskStatus) bool { return d.Err == nil && d.Stage != s
 func (a *Appliance) JournalCheck(context.Context) error { return a.checkLive() }
 
 // JournalDump implements control.Backend.
-func (a *Appliance) JournalDump(_ context.Context, w io.Writer) error { return a.journal.Dump(w) }
+func (a *Appliance) JournalDump(_ context.Context, w io.Writer, o control.DumpOptions) error {
+	if o.JSON {
+		return a.journal.DumpJSON(w)
+	}
+	return a.journal.Dump(w)
+}
 
 // described gives an error its code and next action (I12): the code that status and
 // log have for the same cause.

@@ -80,6 +80,27 @@ func (r *logged) of(message, stage string) (found []slog.Record) {
 	return found
 }
 
+// lines are the messages at info and above, with their cause.
+func (r *logged) lines() (all []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rec := range r.mu.all {
+		if rec.Level >= slog.LevelInfo {
+			text := rec.Message
+			rec.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// forget drops what was logged so far.
+func (r *logged) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.all = nil
+}
+
 // warmUp uses the codecs once outside of any bubble: what they keep for good must
 // not belong to one.
 var warmUp = sync.OnceValue(func() error {
@@ -139,7 +160,7 @@ func newBubble(t testing.TB, extra string, images map[string][]byte) *bubble {
 	b.a = compose(conf, Options{Log: slog.New(b.log)})
 	b.must(b.a.identify())
 	b.a.opened.target = b.target
-	b.a.journal, err = journal.Open(b.journal, journal.Options{Log: discard, Saved: filepath.Join(dir, "saved"), Now: b.a.now})
+	b.a.journal, err = journal.Open(b.journal, journal.Options{Log: b.a.log, Saved: filepath.Join(dir, "saved"), Now: b.a.now})
 	b.must(err)
 	b.a.jobs, err = openJobs(b.a.journal, b.a.now, b.a.log)
 	b.must(err)

@@ -67,6 +67,7 @@ func (m *machine) observer() shipper.Observer {
 		Stage: func(stage string, took time.Duration, err error) { m.app.metrics.Stage(m.name, stage, took, err) },
 		Retry: m.app.metrics.Retry,
 		Point: func(took time.Duration) { m.app.metrics.Point(m.name, took) },
+		Drain: func(took time.Duration) { m.app.metrics.Drain(m.name, took) },
 		Pruned: func(points, segments, snapshots int) {
 			j := m.app.jobs.begin(jobRecord{Job: control.Job{Kind: control.JobPrune, VM: m.name}}, []string{string(control.JobPrune)}, nil)
 			j.end(control.JobDone, fmt.Sprintf("%d points, %d segments and %d snapshots deleted", points, segments, snapshots), nil)

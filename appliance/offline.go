@@ -203,9 +203,13 @@ func JournalCheck(_ context.Context, c *config.Config) error {
 	return withJournal(c, func(s kv.Store) error { return checkState(s, c.StateDir) })
 }
 
-// JournalDump writes a journal that no appliance has open as text.
-func JournalDump(_ context.Context, c *config.Config, w io.Writer) error {
-	return withJournal(c, func(s kv.Store) error { return journal.Dump(s, w) })
+// JournalDump writes a journal that no appliance has open.
+func JournalDump(_ context.Context, c *config.Config, w io.Writer, o control.DumpOptions) error {
+	dump := journal.Dump
+	if o.JSON {
+		dump = journal.DumpJSON
+	}
+	return withJournal(c, func(s kv.Store) error { return dump(s, w) })
 }
 
 func withJournal(c *config.Config, do func(kv.Store) error) error {

@@ -37,8 +37,9 @@ const proofRetry = time.Minute
 // protection follows a VM from its first byte to a point that was proven readable, as a job. It does nothing of
 // the work: it says where the pipeline is.
 type protection struct {
-	m     *machine
-	proof struct { // of the run loop alone
+	m        *machine
+	complete map[string]bool // disks by id that were complete at the last look, nil before the first
+	proof    struct {        // of the run loop alone
 		next  time.Time
 		point catalog.PointID // which was the newest at the last proof
 	}
@@ -72,7 +73,7 @@ func (m *machine) watchJobs(ctx context.Context) {
 func (p *protection) look(ctx context.Context, st shipper.Status) bool {
 	m := p.m
 	j := m.app.jobs.running(control.JobProtect, m.name, "")
-	if j == nil && unprotected(st) {
+	if arrived := p.arrived(st); j == nil && (arrived || unprotected(st)) {
 		j = m.app.jobs.begin(jobRecord{Job: control.Job{Kind: control.JobProtect, VM: m.name}},
 			[]string{stepPrerequisites, stepRelationship, stepInitial, stepFinalize}, nil)
 	}
@@ -101,6 +102,21 @@ func (p *protection) look(ctx context.Context, st shipper.Status) bool {
 	}
 	j.end(control.JobDone, result, nil)
 	return false
+}
+
+// arrived tells whether a disk is complete that was not there, or not complete, at the last look: small ones are
+// copied between two looks.
+func (p *protection) arrived(st shipper.Status) bool {
+	before := p.complete
+	p.complete = map[string]bool{}
+	arrived := false
+	for _, d := range st.Disks {
+		if protectable(d) && d.Stage == shipper.StageComplete {
+			p.complete[d.ID] = true
+			arrived = arrived || before != nil && !before[d.ID]
+		}
+	}
+	return arrived
 }
 
 // due tells whether it is time to prove the newest point.
@@ -229,7 +245,7 @@ func (m *machine) resyncCompared() {
 		after := m.log.LastEpoch()
 		j.note(func(rec *jobRecord) {
 			rec.After, rec.Differing = after, r.DifferingBytes
-			rec.Result = fmt.Sprintf("%d bytes compared, %d found different and sent", r.ComparedBytes, r.DifferingBytes)
+			rec.Result = fmt.Sprintf("%d bytes compared, %d found different", r.ComparedBytes, r.DifferingBytes)
 		})
 		j.step(stepRepair)
 	}
@@ -251,6 +267,11 @@ func (m *machine) lookAfterResync(st shipper.Status) bool {
 	}
 	if rec := j.durable(); suspect || rec.Differing > 0 && st.LastPoint.Epoch <= rec.After {
 		return true
+	}
+	sent, rec := m.resync.repaired(), j.durable()
+	if rec.Differing > 0 {
+		j.end(control.JobDone, fmt.Sprintf("%s, %d sent with what was written meanwhile", rec.Result, sent), nil)
+		return false
 	}
 	j.end(control.JobDone, "", nil)
 	return false

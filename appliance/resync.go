@@ -44,6 +44,7 @@ type resyncer struct {
 		last       control.Resync // the running round or the last: every disk that was compared in it
 		err        error          // why the newest try ended early
 		failures   int            // tries that did
+		sent       sent
 	}
 }
 
@@ -54,6 +55,7 @@ func newResyncer(m *machine) (*resyncer, error) {
 	}
 	r := &resyncer{m: m, kick: make(chan struct{}, 1), wishes: w}
 	r.mu.last.State = control.ResyncIdle
+	r.mu.sent.begin(0) // what a round of before the restart found may be repaired yet
 	return r, nil
 }
 
@@ -252,6 +254,7 @@ func (r *resyncer) begin() bool {
 		return false
 	}
 	r.mu.begun = true
+	r.mu.sent.begin(r.m.pipeline.Sent())
 	r.mu.last = control.Resync{State: control.ResyncIdle, Started: r.m.app.now().UTC()}
 	return true
 }
@@ -285,15 +288,46 @@ func (r *resyncer) compare(ctx context.Context, t task) error {
 	return nil
 }
 
+// sent is what the target took since a round began, until the point that repairs what
+// the round found. It counts from the start of the process where the round began before.
+type sent struct {
+	from, bytes int64
+	counting    bool
+}
+
+func (s *sent) begin(now int64) { *s = sent{from: now, counting: true} }
+
+// look returns the bytes so far.
+func (s *sent) look(now int64) int64 {
+	if s.counting {
+		s.bytes = now - s.from
+	}
+	return s.bytes
+}
+
+// repaired ends the counting of a round: a point holds what it found. It returns what
+// was sent.
+func (r *resyncer) repaired() int64 {
+	now := r.m.pipeline.Sent()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bytes := r.mu.sent.look(now)
+	r.mu.sent.counting = r.mu.begun
+	return bytes
+}
+
 // status is the running round or the last one.
 func (r *resyncer) status() control.Resync {
-	tasks, held := r.tasks(), r.wishes.get().Held
+	tasks, held, taken := r.tasks(), r.wishes.get().Held, r.m.pipeline.Sent()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.mu.last
 	if r.mu.progress != nil {
 		now = sum(now, r.mu.progress())
 		now.State = control.ResyncRunning
+	}
+	if bytes := r.mu.sent.look(taken); now.DifferingBytes > 0 {
+		now.SentBytes = bytes
 	}
 	switch {
 	case len(tasks) == 0 && r.mu.progress == nil:

@@ -281,14 +281,14 @@ func TestJournalCheckAndDump(t *testing.T) {
 	r.start()
 	r.sync("web")
 	var live, dead bytes.Buffer
-	if err := errors.Join(r.client.JournalCheck(r.ctx()), r.client.JournalDump(r.ctx(), &live)); err != nil {
+	if err := errors.Join(r.client.JournalCheck(r.ctx()), r.client.JournalDump(r.ctx(), &live, control.DumpOptions{})); err != nil {
 		t.Error(err)
 	}
 	if err := JournalCheck(r.ctx(), conf); !errors.Is(err, &control.Error{Code: "state-in-use"}) {
 		t.Errorf("while it is in use: %v", err)
 	}
 	r.stop()
-	if err := errors.Join(JournalCheck(r.ctx(), conf), JournalDump(r.ctx(), conf, &dead)); err != nil {
+	if err := errors.Join(JournalCheck(r.ctx(), conf), JournalDump(r.ctx(), conf, &dead, control.DumpOptions{})); err != nil {
 		t.Error(err)
 	}
 	for _, text := range []string{live.String(), dead.String()} {

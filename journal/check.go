@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -119,10 +121,55 @@ func checkSuspect(key string, v []byte) error {
 	return nil
 }
 
+// Dumped is one line of a dump: a record as it is stored, or regions of the activity
+// log and blocks of a change set as the numbers from From to To, half-open.
+type Dumped struct {
+	Key   string          `json:"key"`
+	Value json.RawMessage `json:"value,omitempty"` // a string where the record is no JSON
+	From  *int64          `json:"from,omitempty"`
+	To    *int64          `json:"to,omitempty"`
+}
+
 // Dump writes the store's content as text, one record a line, the activity log
 // as ranges of regions. It changes nothing.
 func Dump(store kv.Store, w io.Writer) error {
-	d := dumper{w: w}
+	return dump(store, &dumper{
+		record: func(key string, value []byte) error { _, err := fmt.Fprintf(w, "%s %s\n", key, value); return err },
+		numbered: func(key string, from, to int64) error {
+			_, err := fmt.Fprintf(w, "%s [%d,%d)\n", key, from, to)
+			return err
+		},
+	})
+}
+
+// DumpJSON is Dump for scripts: an array of Dumped.
+func DumpJSON(store kv.Store, w io.Writer) error {
+	before := "[\n"
+	write := func(d Dumped) error {
+		line, err := json.Marshal(d)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "%s%s", before, line)
+		}
+		before = ",\n"
+		return err
+	}
+	err := dump(store, &dumper{
+		record: func(key string, value []byte) (err error) {
+			if !json.Valid(value) {
+				value, err = json.Marshal(string(value))
+			}
+			return errors.Join(err, write(Dumped{Key: key, Value: value}))
+		},
+		numbered: func(key string, from, to int64) error { return write(Dumped{Key: key, From: &from, To: &to}) },
+	})
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, strings.TrimPrefix(before, ",")+"]\n")
+	return err
+}
+
+func dump(store kv.Store, d *dumper) error {
 	err := store.Scan(nil, func(k, v []byte) error {
 		for _, prefix := range []string{preActive, preSet} {
 			if strings.HasPrefix(string(k), prefix) {
@@ -130,14 +177,13 @@ func Dump(store kv.Store, w io.Writer) error {
 				if err != nil {
 					return err
 				}
-				return d.numbered(prefix+disk, n)
+				return d.number(prefix+disk, n)
 			}
 		}
 		if err := d.flush(); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(w, "%s %s\n", k, v)
-		return err
+		return d.record(string(k), v)
 	})
 	if err != nil {
 		return err
@@ -147,12 +193,13 @@ func Dump(store kv.Store, w io.Writer) error {
 
 // dumper joins neighbouring numbers of one key.
 type dumper struct {
-	w          io.Writer
+	record     func(key string, value []byte) error
+	numbered   func(key string, from, to int64) error
 	key        string
 	first, end int64
 }
 
-func (d *dumper) numbered(key string, n int64) error {
+func (d *dumper) number(key string, n int64) error {
 	if key == d.key && n == d.end {
 		d.end++
 		return nil
@@ -166,7 +213,7 @@ func (d *dumper) flush() error {
 	if d.key == "" {
 		return nil
 	}
-	_, err := fmt.Fprintf(d.w, "%s [%d,%d)\n", d.key, d.first, d.end)
+	err := d.numbered(d.key, d.first, d.end)
 	d.key = ""
 	return err
 }
@@ -214,3 +261,6 @@ func (d *Disk) checkLocked() error {
 
 // Dump is Dump of the store.
 func (j *Journal) Dump(w io.Writer) error { return Dump(j.store, w) }
+
+// DumpJSON is DumpJSON of the store.
+func (j *Journal) DumpJSON(w io.Writer) error { return DumpJSON(j.store, w) }

@@ -3,7 +3,9 @@ package journal
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -514,6 +516,39 @@ func TestDump(t *testing.T) {
 		if !strings.Contains(out.String(), line) {
 			t.Errorf("no %q in\n%s", line, out.String())
 		}
+	}
+}
+
+func TestDumpJSON(t *testing.T) {
+	r := newRig(t, Options{})
+	f := newModelFile(16 * extent.BlocksPerRegion)
+	d := r.disk("a", f)
+	write(t, d, f, 0, 3*1024, 1)
+	write(t, d, f, 5*1024, 1, 1)
+	var out bytes.Buffer
+	if err := r.j.DumpJSON(&out); err != nil {
+		t.Fatal(err)
+	}
+	var all []Dumped
+	if err := json.Unmarshal(out.Bytes(), &all); err != nil {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+	have := map[string]bool{}
+	for _, x := range all {
+		if x.From != nil {
+			have[fmt.Sprintf("%s %d-%d", x.Key, *x.From, *x.To)] = true
+		} else {
+			have[x.Key+" "+string(x.Value)] = true
+		}
+	}
+	for _, want := range []string{"act/" + d.ID() + " 0-3", "act/" + d.ID() + " 5-6", "meta/version 1"} {
+		if !have[want] {
+			t.Errorf("no %q in %s", want, out.String())
+		}
+	}
+	out.Reset()
+	if err := DumpJSON(&memory.Store{}, &out); err != nil || !json.Valid(out.Bytes()) {
+		t.Errorf("%v: %q", err, out.String())
 	}
 }
 

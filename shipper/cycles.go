@@ -1,6 +1,7 @@
 package shipper
 
 import (
+	"context"
 	"slices"
 	"time"
 )
@@ -15,6 +16,16 @@ type CycleTime struct {
 
 // maxCycles bounds what is remembered: an hour at the shortest interval, twice.
 const maxCycles = 1440
+
+// drain waits until every write that was counted in before the seal has been answered.
+func (v *VM) drain(ctx context.Context, e Epoch) error {
+	begin := time.Now()
+	err := e.Wait(ctx)
+	if observe := v.opts.Observer.Drain; observe != nil && err == nil {
+		observe(time.Since(begin))
+	}
+	return err
+}
 
 // noteSeal remembers the newest seal.
 func (v *VM) noteSeal(epoch uint64, at time.Time) {
@@ -41,6 +52,13 @@ func (v *VM) noteOpenLocked(epoch uint64) {
 			v.mu.cycles[i].Open = true
 		}
 	}
+}
+
+// Sent is what the target took of epochs since the start, in bytes as stored.
+func (v *VM) Sent() int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.sentBytes
 }
 
 // noteShipped keeps what the newest cycle was, and when it became durable.

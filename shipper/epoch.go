@@ -34,7 +34,7 @@ func (c *capture) leaveOpen(reason string) {
 
 // spool writes the segments and, last, the manifest.
 func (c *capture) spool(ctx context.Context, disks []*disk) error {
-	if err := c.epoch.Wait(ctx); err != nil {
+	if err := c.vm.drain(ctx, c.epoch); err != nil {
 		return err
 	}
 	c.returnOthers()

@@ -11,6 +11,12 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
+// The names of the stages that copy a new disk, as a Trouble has them.
+const (
+	StageNameConnect = "connect"
+	StageNameInitial = "initial"
+)
+
 // Trouble is what keeps a stage from going on.
 type Trouble struct {
 	Stage   string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
@@ -21,6 +22,8 @@ type Progress struct {
 func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoch uint64, point catalog.PointID, err error) {
 	before, generation := v.want(), v.state.get().Generation
 	v.wakeAll()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
 	for {
 		moved := v.movement()
 		if now := v.state.get().Generation; now != generation {
@@ -42,9 +45,13 @@ func (v *VM) Sync(ctx context.Context, wait bool, progress func(Progress)) (epoc
 		case <-ctx.Done():
 			return epoch, point, ctx.Err()
 		case <-moved:
+		case <-tick.C:
 		}
 	}
 }
+
+// progressEvery is how often somebody who waits is told how far it is.
+const progressEvery = time.Second
 
 // want asks for an epoch and returns the newest number that will not do.
 func (v *VM) want() uint64 {
@@ -83,6 +90,9 @@ func (v *VM) progress() Progress {
 			return Progress{Stage: "initial replication of " + d.Name, Done: d.InitialDone, Total: d.InitialTotal}
 		}
 	}
+	if why := v.waitsFor(); why != "" {
+		return Progress{Stage: why}
+	}
 	var total int64
 	for _, m := range v.deps.Spool.Manifests() {
 		if m.Epoch > v.state.get().Recorded.Epoch {
@@ -90,6 +100,22 @@ func (v *VM) progress() Progress {
 		}
 	}
 	return Progress{Stage: "ship", Done: min(v.sent.Load(), total), Total: total}
+}
+
+// waitsFor says what keeps the next point from being made, "" if nothing does. It says
+// the same as long as that is the same.
+func (v *VM) waitsFor() string {
+	for _, s := range []*stage{v.connect, v.capture, v.ship} {
+		if t := s.trouble(); t != nil && !t.NextTry.IsZero() && !t.Pending {
+			return fmt.Sprintf("%s is tried again at %s: %v", t.Stage, t.NextTry.UTC().Format(time.TimeOnly+"Z"), t.Err)
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.overQuota {
+		return "waiting for room in the spool (" + v.mu.catchUp + ")"
+	}
+	return ""
 }
 
 // SealLast brings what changed into the spool, once nothing changes any more.

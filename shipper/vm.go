@@ -56,6 +56,7 @@ type Observer struct {
 	Stage func(stage string, took time.Duration, err error) // every turn of a stage
 	Retry func(err error)                                   // before a request is repeated
 	Point func(took time.Duration)                          // a recovery point, from its seal
+	Drain func(took time.Duration)                          // from a seal until the last write before it was answered
 	// Pruned: recovery points were deleted, and what only they needed.
 	Pruned func(points, segments, snapshots int)
 }
@@ -173,13 +174,13 @@ func New(deps Deps, opts Options) (*VM, error) {
 	}
 	v.mu.disks = map[string]*disk{}
 	v.mu.changed = make(chan struct{})
-	v.connect = v.newStage("connect", nil, v.connectStep)
+	v.connect = v.newStage(StageNameConnect, nil, v.connectStep)
 	interval := func() time.Duration { return v.live().Interval }
 	v.capture = v.newStage("capture", interval, v.captureStep)
 	v.capture.rests = false
 	v.ship = v.newStage("ship", interval, v.shipStep)
 	v.apply = v.newStage("apply", func() time.Duration { return v.live().ApplyInterval }, v.applyStep)
-	v.initial = v.newStage("initial", interval, v.initialStep)
+	v.initial = v.newStage(StageNameInitial, interval, v.initialStep)
 	v.prune = v.newStage("prune", func() time.Duration { return pruneInterval }, v.pruneStep)
 	v.mu.newestEpoch = v.newestSpooled()
 	return v, nil

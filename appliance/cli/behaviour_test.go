@@ -34,7 +34,9 @@ func (s *scripted) Points(context.Context, string) (control.Points, error) {
 	return control.Points{}, s.points
 }
 
-func (s *scripted) JournalDump(_ context.Context, w io.Writer) error { return s.dump(w) }
+func (s *scripted) JournalDump(_ context.Context, w io.Writer, _ control.DumpOptions) error {
+	return s.dump(w)
+}
 
 // serveScripted starts it and returns what stops it.
 func (r *rig) serveScripted(t *testing.T, b control.Backend) (stop func()) {

@@ -37,7 +37,7 @@ type Deps struct {
 
 	// JournalCheck and JournalDump open the journal themselves, for when no appliance does.
 	JournalCheck func(ctx context.Context, c *config.Config) error
-	JournalDump  func(ctx context.Context, c *config.Config, w io.Writer) error
+	JournalDump  func(ctx context.Context, c *config.Config, w io.Writer, o control.DumpOptions) error
 
 	// ClearMounts takes away what a crashed appliance left mounted, of one store or of all for "", and with release gives the
 	// mount points back as they were before the first start. No appliance may serve them.

@@ -115,6 +115,9 @@ func recoveryText(r control.Recovery) string {
 func resyncText(r control.Resync) string {
 	text := fmt.Sprintf("%s, %s of %s compared (%d %%), %s differ", r.State, bytesText(r.ComparedBytes),
 		bytesText(r.TotalBytes), percent(r.ComparedBytes, r.TotalBytes), bytesText(r.DifferingBytes))
+	if r.SentBytes > 0 {
+		text += ", " + bytesText(r.SentBytes) + " sent"
+	}
 	if r.Deep {
 		text += fmt.Sprintf(", the target was asked %d times and %s were read back", r.Requests, bytesText(r.DownloadedBytes))
 	}

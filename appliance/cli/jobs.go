@@ -97,7 +97,7 @@ func printJobs(w io.Writer, jobs []control.Job, now time.Time) error {
 	}
 	// A tabwriter over a bytes.Buffer cannot fail.
 	_ = t.Flush()
-	if _, err := w.Write(b.Bytes()); err != nil {
+	if _, err := io.WriteString(w, fold(b.String())); err != nil {
 		return fmt.Errorf("writing the jobs: %w", err)
 	}
 	return nil

@@ -23,7 +23,7 @@ func someJobs() []control.Job {
 			Code: "output-exists", Cause: "os.vhd exists", Action: "choose another output, or overwrite it with --force",
 			Steps: []control.JobStep{{Name: "export", State: control.JobFailed, Started: now.Add(-2 * time.Hour), Ended: now.Add(-time.Hour)}}},
 		{ID: "5", Kind: control.JobResync, VM: "web01", State: control.JobDone, Reason: "unclean stop", Started: now.Add(-3 * time.Hour), Ended: now.Add(-3*time.Hour + 2*time.Second),
-			Result: "8388608 bytes compared, 4096 found different and sent"},
+			Result: "8388608 bytes compared, 4096 found different, 1234 sent with what was written meanwhile"},
 	}
 }
 

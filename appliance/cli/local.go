@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,29 +58,59 @@ func (a *app) printImage(i ImageInfo) error {
 
 func (a *app) journalCommand() *cobra.Command {
 	exits := []control.Exit{control.ExitConfig}
+	var checkJSON bool
+	var form control.DumpOptions
 	check := a.command(spec{
-		use: "check", short: "Prove the journal's invariants", args: cobra.NoArgs, exits: append(exits, control.ExitDiffers),
+		use: "check [--json]", short: "Prove the journal's invariants", args: cobra.NoArgs, exits: append(exits, control.ExitDiffers),
 		long: "Holds all of the state directory against each other: the journal's records, the spools' manifests against their segments,\n" +
 			"which are read, and the checksum tables against the spools. Asks the appliance if one runs, else reads the files itself,\n" +
 			"and changes nothing. Every file that is not as it must be is named, with what is wrong and what to do.",
 		run: func(ctx context.Context, _ []string) error {
 			err := a.journal(ctx, control.Backend.JournalCheck, a.JournalCheck)
+			if checkJSON {
+				return a.printChecked(err)
+			}
 			if err != nil {
 				return err
 			}
 			return a.print("the journal is consistent")
 		},
 	})
+	jsonFlag(check, &checkJSON)
 	dump := a.command(spec{
-		use: "dump", short: "Print the journal", args: cobra.NoArgs, exits: exits,
+		use: "dump [--json]", short: "Print the journal", args: cobra.NoArgs, exits: exits,
 		long: "Asks the appliance if one runs, else opens the journal itself. The text is for people and changes from release to release.",
 		run: func(ctx context.Context, _ []string) error {
 			return a.journal(ctx,
-				func(b control.Backend, ctx context.Context) error { return b.JournalDump(ctx, a.Stdout) },
-				func(ctx context.Context, c *config.Config) error { return a.JournalDump(ctx, c, io.Writer(a.Stdout)) })
+				func(b control.Backend, ctx context.Context) error { return b.JournalDump(ctx, a.Stdout, form) },
+				func(ctx context.Context, c *config.Config) error { return a.JournalDump(ctx, c, a.Stdout, form) })
 		},
 	})
+	jsonFlag(dump, &form.JSON)
 	return group("journal", "Look at the journal", check, dump)
+}
+
+// checked is what journal check --json prints.
+type checked struct {
+	Consistent bool `json:"consistent"`
+	// Findings are what is not as it must be, one a file.
+	Findings []string `json:"findings"`
+	Action   string   `json:"action,omitempty"`
+}
+
+// printChecked prints what a check found; one that could not be done stays an error.
+func (a *app) printChecked(err error) error {
+	var found *control.Error
+	switch {
+	case err == nil:
+		return a.printJSON(checked{Consistent: true, Findings: []string{}})
+	case errors.As(err, &found) && found.Exit == control.ExitDiffers:
+		if err := a.printJSON(checked{Findings: strings.Split(found.Message, "\n"), Action: found.Action}); err != nil {
+			return err
+		}
+		return silent(found.Exit)
+	}
+	return err
 }
 
 // journal asks the appliance, which has the journal open, or opens it if none answers.

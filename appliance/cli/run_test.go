@@ -146,7 +146,11 @@ func (b *backend) Adopt(_ context.Context, vm string, progress func(control.Prog
 
 func (b *backend) JournalCheck(context.Context) error { return nil }
 
-func (b *backend) JournalDump(_ context.Context, w io.Writer) error {
+func (b *backend) JournalDump(_ context.Context, w io.Writer, o control.DumpOptions) error {
+	if o.JSON {
+		_, err := io.WriteString(w, "[\n{\"key\":\"session\",\"value\":7}\n]\n")
+		return err
+	}
 	_, err := io.WriteString(w, "session 7 (asked the appliance)\n")
 	return err
 }
@@ -172,14 +176,16 @@ func newRig(t *testing.T) *rig {
 			return nil
 		},
 		Points: r.points, Export: r.export, Verify: r.verify, ImageInfo: imageInfo,
-		JournalCheck: func(context.Context, *config.Config) error { return errors.New("epoch 4 is named twice") },
+		JournalCheck: func(context.Context, *config.Config) error {
+			return &control.Error{Code: "state-inconsistent", Message: "spool/1: no segment\ntables/2: too short", Action: "keep a copy", Exit: control.ExitDiffers}
+		},
 		ClearMounts: func(_ *config.Config, store string, release bool) (control.Unmounted, error) {
 			if release {
 				return control.Unmounted{Stores: []string{store + " released"}}, nil
 			}
 			return control.Unmounted{Stores: []string{}}, nil
 		},
-		JournalDump: func(_ context.Context, c *config.Config, w io.Writer) error {
+		JournalDump: func(_ context.Context, c *config.Config, w io.Writer, _ control.DumpOptions) error {
 			_, err := fmt.Fprintf(w, "journal of %s\n", filepath.Base(c.StateDir))
 			return err
 		},

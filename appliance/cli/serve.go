@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime"
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/systemd"
 )
@@ -35,14 +37,17 @@ func (a *app) serveCommand() *cobra.Command {
 }
 
 func (a *app) checkConfigCommand() *cobra.Command {
-	var effective bool
+	var effective, asJSON bool
 	cmd := a.command(spec{
-		use: "check-config", short: "Check the configuration", args: cobra.NoArgs,
+		use: "check-config [--print | --json]", short: "Check the configuration", args: cobra.NoArgs,
 		long: "Every key that is unknown, given twice, out of its range or in contradiction with another is named with file, line\n" +
 			"and column, all of them at once. Nothing but the file is looked at; preflight looks at the rest.",
 		exits: []control.Exit{control.ExitConfig},
 		run: func(context.Context, []string) error {
 			c, err := a.config()
+			if asJSON {
+				return a.printConfigErrors(err)
+			}
 			if err != nil {
 				return err
 			}
@@ -58,7 +63,45 @@ func (a *app) checkConfigCommand() *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&effective, "print", false, "print the configuration in force, defaults included")
+	jsonFlag(cmd, &asJSON)
+	cmd.MarkFlagsMutuallyExclusive("print", "json")
 	return cmd
+}
+
+// configChecked is what check-config --json prints.
+type configChecked struct {
+	Path   string        `json:"path"`
+	Valid  bool          `json:"valid"`
+	Errors []configError `json:"errors"`
+}
+
+// configError is one thing wrong with the file. Line and column count from 1, 0 where the whole file is meant.
+type configError struct {
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Key     string `json:"key"`
+	Message string `json:"message"`
+}
+
+// printConfigErrors prints what is wrong with the configuration, if anything is.
+func (a *app) printConfigErrors(err error) error {
+	doc := configChecked{Path: a.configPath, Valid: err == nil, Errors: []configError{}}
+	var all config.Errors
+	var one *config.Error
+	switch {
+	case errors.As(err, &all):
+	case errors.As(err, &one):
+		all = config.Errors{one}
+	case err != nil:
+		return err
+	}
+	for _, e := range all {
+		doc.Errors = append(doc.Errors, configError{e.Line, e.Column, e.Key, e.Message})
+	}
+	if err := a.printJSON(doc); err != nil || doc.Valid {
+		return err
+	}
+	return silent(control.ExitConfig)
 }
 
 func (a *app) versionCommand() *cobra.Command {

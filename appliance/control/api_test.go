@@ -104,11 +104,11 @@ func TestJournal(t *testing.T) {
 		t.Errorf("check: %v", err)
 	}
 	var out bytes.Buffer
-	if err := client.JournalDump(deadline(t), &out); err != nil || out.String() != text {
+	if err := client.JournalDump(deadline(t), &out, DumpOptions{}); err != nil || out.String() != text {
 		t.Errorf("dump: %v, %d bytes of %d", err, out.Len(), len(text))
 	}
 	broken := errors.New("the pipe is closed")
-	if err := client.JournalDump(deadline(t), writerFunc(func([]byte) (int, error) { return 0, broken })); !errors.Is(err, broken) {
+	if err := client.JournalDump(deadline(t), writerFunc(func([]byte) (int, error) { return 0, broken }), DumpOptions{}); !errors.Is(err, broken) {
 		t.Errorf("dump into a closed pipe: %v", err)
 	}
 }

@@ -38,6 +38,6 @@ type Backend interface {
 	Adopt(ctx context.Context, vm string, progress func(Progress)) (Resync, error)
 	// JournalCheck proves the journal's invariants.
 	JournalCheck(ctx context.Context) error
-	// JournalDump writes the journal as text, for people.
-	JournalDump(ctx context.Context, w io.Writer) error
+	// JournalDump writes the journal as text, for people, or as one JSON array, for scripts.
+	JournalDump(ctx context.Context, w io.Writer, o DumpOptions) error
 }

@@ -98,8 +98,8 @@ func (c *Client) JournalCheck(ctx context.Context) error {
 }
 
 // JournalDump is Backend's.
-func (c *Client) JournalDump(ctx context.Context, w io.Writer) error {
-	return c.stream(ctx, pathJournalDump, request{}, sinks{data: w}, &struct{}{})
+func (c *Client) JournalDump(ctx context.Context, w io.Writer, o DumpOptions) error {
+	return c.stream(ctx, pathJournalDump, request{Dump: o}, sinks{data: w}, &struct{}{})
 }
 
 func (c *Client) get(ctx context.Context, path string, q url.Values, doc any) error {

@@ -125,7 +125,10 @@ type Resync struct {
 	ComparedBytes  int64       `json:"compared_bytes"`
 	TotalBytes     int64       `json:"total_bytes"`
 	DifferingBytes int64       `json:"differing_bytes"`
-	Reason         string      `json:"reason,omitempty"`
+	// SentBytes is what the target took, as stored, from the beginning of the comparison to the point that holds what it found:
+	// that and what the guests wrote meanwhile. 0 if nothing differed.
+	SentBytes int64  `json:"sent_bytes,omitempty"`
+	Reason    string `json:"reason,omitempty"`
 	// Deep: the target was compared, and not only the source. Requests and DownloadedBytes are what that cost.
 	Deep            bool      `json:"deep,omitempty"`
 	Requests        int64     `json:"requests,omitempty"`
@@ -217,6 +220,11 @@ type ResyncOptions struct {
 	Deep bool `json:"deep,omitempty"`
 	// Cancel stops a running resync and keeps what was compared.
 	Cancel bool `json:"cancel,omitempty"`
+}
+
+// DumpOptions say how a journal is written.
+type DumpOptions struct {
+	JSON bool `json:"json,omitempty"`
 }
 
 // Normal returns s with every list that JSON must show as [] made non-nil and every time in UTC.

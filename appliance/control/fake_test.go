@@ -102,7 +102,7 @@ func (f *fake) JournalCheck(ctx context.Context) error {
 	return f.check(ctx)
 }
 
-func (f *fake) JournalDump(ctx context.Context, w io.Writer) error {
+func (f *fake) JournalDump(ctx context.Context, w io.Writer, _ DumpOptions) error {
 	if f.dump == nil {
 		return errUnexpected
 	}

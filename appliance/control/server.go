@@ -45,6 +45,7 @@ type request struct {
 	Job     JobRequest    `json:"job,omitzero"`
 
 	Unprotect UnprotectOptions `json:"unprotect,omitzero"`
+	Dump      DumpOptions      `json:"dump,omitzero"`
 }
 
 // Serve answers on ln for backend until ctx ends, then closes ln. It returns nil for an orderly end.
@@ -123,8 +124,8 @@ func Handler(backend Backend) http.Handler {
 	mux.HandleFunc("POST "+pathJournalCheck, streamed(func(ctx context.Context, _ request, _ *stream) (any, error) {
 		return struct{}{}, backend.JournalCheck(ctx)
 	}))
-	mux.HandleFunc("POST "+pathJournalDump, streamed(func(ctx context.Context, _ request, s *stream) (any, error) {
-		return struct{}{}, backend.JournalDump(ctx, s)
+	mux.HandleFunc("POST "+pathJournalDump, streamed(func(ctx context.Context, q request, s *stream) (any, error) {
+		return struct{}{}, backend.JournalDump(ctx, s, q.Dump)
 	}))
 	handleWatcher(mux, backend)
 	return mux

@@ -28,6 +28,7 @@ type Set struct {
 	failures *prometheus.CounterVec
 	retries  *prometheus.CounterVec
 	points   *prometheus.HistogramVec
+	drains   *prometheus.HistogramVec
 	guests   *prometheus.HistogramVec
 }
 
@@ -36,6 +37,7 @@ var (
 	targetSeconds = prometheus.ExponentialBuckets(0.001, 4, 9) // 1 ms … 65 s
 	stageSeconds  = prometheus.ExponentialBuckets(0.01, 4, 10) // 10 ms … 44 min
 	pointSeconds  = prometheus.ExponentialBuckets(1, 2, 13)    // 1 s … 68 min
+	drainSeconds  = prometheus.ExponentialBuckets(1e-5, 4, 11) // 10 µs … 10 s
 	guestSeconds  = prometheus.ExponentialBuckets(5e-6, 4, 10) // 5 µs … 1.3 s
 	putBytes      = prometheus.ExponentialBuckets(4096, 4, 6)  // 4 KiB … 4 MiB
 )
@@ -60,9 +62,10 @@ func New(version string, read func() Facts) *Set {
 		failures: counter("vhdrelay_stage_failures_total", "Turns of a stage that failed, by the code of the error.", "vm", "stage", "code"),
 		retries:  counter("vhdrelay_retries_total", "Requests that were repeated, by the code of the error before.", "code"),
 		points:   histogram("vhdrelay_point_seconds", "From the seal of an epoch to its durable recovery point.", pointSeconds, "vm"),
+		drains:   histogram("vhdrelay_seal_drain_seconds", "How long a seal waited for the guests' writes that were under way.", drainSeconds, "vm"),
 		guests:   histogram("vhdrelay_guest_request_seconds", "How long requests of guests took; one in 64 is measured.", guestSeconds, "verb"),
 	}
-	s.registry.MustRegister(s.requests, s.latency, s.puts, s.sent, s.received, s.stages, s.failures, s.retries, s.points, s.guests,
+	s.registry.MustRegister(s.requests, s.latency, s.puts, s.sent, s.received, s.stages, s.failures, s.retries, s.points, s.drains, s.guests,
 		&gauges{version: version, read: read}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s
 }
@@ -85,6 +88,11 @@ func (s *Set) Retry(err error) {
 // Point notes how long a recovery point took from its seal.
 func (s *Set) Point(vm string, took time.Duration) {
 	s.points.WithLabelValues(vm).Observe(took.Seconds())
+}
+
+// Drain notes how long the writes before a seal took to be answered.
+func (s *Set) Drain(vm string, took time.Duration) {
+	s.drains.WithLabelValues(vm).Observe(took.Seconds())
 }
 
 // Guest notes one request of a guest.

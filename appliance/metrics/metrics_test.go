@@ -56,6 +56,7 @@ func used() *Set {
 	s.Stage("web", "ship", time.Second, errors.New("away"))
 	s.Retry(&target.Error{Code: retry.CodeThrottled, Err: target.ErrThrottled})
 	s.Point("web", 3*time.Second)
+	s.Drain("web", 20*time.Microsecond)
 	s.Guest("write", 50*time.Microsecond)
 	tgt := s.Target(fake.New(fake.Options{}))
 	ctx := context.Background()
@@ -86,6 +87,7 @@ func TestScrape(t *testing.T) {
 		`vhdrelay_target_sent_bytes_total 4096`, `vhdrelay_target_received_bytes_total 512`, `vhdrelay_target_put_bytes_count 1`,
 		`vhdrelay_stage_seconds_count{stage="ship"} 1`, `vhdrelay_stage_failures_total{code="unclassified",stage="ship",vm="web"} 1`,
 		`vhdrelay_retries_total{code="throttled"} 1`, `vhdrelay_point_seconds_sum{vm="web"} 3`, `vhdrelay_guest_request_seconds_count{verb="write"} 1`,
+		`vhdrelay_seal_drain_seconds_count{vm="web"} 1`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("no line %s", line)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +28,7 @@ type Store struct {
 	dir       string
 	log       *slog.Logger
 	closeWait time.Duration // see shutLocked
+	said      *said
 
 	apply sync.Mutex // one commit at a time; held over its I/O
 
@@ -49,7 +49,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{dir: dir, log: log, closeWait: closeWait}
+	s := &Store{dir: dir, log: log, closeWait: closeWait, said: newSaid(time.Now)}
 	db, err := s.open()
 	if err != nil {
 		return nil, fmt.Errorf("open journal store %s: %w", dir, err)
@@ -121,7 +121,7 @@ func (s *Store) options() badger.Options {
 		WithValueThreshold(1 << 20).
 		WithValueLogFileSize(valueLog).
 		WithMetricsEnabled(false).
-		WithLogger(logger{s.log})
+		WithLogger(logger{s.log, s.said})
 }
 
 // Get implements kv.Store.
@@ -236,7 +236,7 @@ func (s *Store) mend() error {
 	if err := s.shutLocked(); errors.Is(err, ErrClosing) {
 		return err
 	} else if err != nil {
-		s.log.Warn("closing the journal store", "cause", err)
+		logger{s.log, s.said}.Warningf("closing the journal store: %v", err)
 	}
 	db, err := s.open()
 	if err != nil {
@@ -268,13 +268,3 @@ func (s *Store) Close() error {
 	}
 	return nil
 }
-
-// logger passes Badger's messages on; its information is our debugging.
-type logger struct{ log *slog.Logger }
-
-func (l logger) Errorf(f string, v ...any)   { l.log.Error(line(f, v)) }
-func (l logger) Warningf(f string, v ...any) { l.log.Warn(line(f, v)) }
-func (l logger) Infof(f string, v ...any)    { l.log.Debug(line(f, v)) }
-func (l logger) Debugf(f string, v ...any)   { l.log.Debug(line(f, v)) }
-
-func line(f string, v []any) string { return "badger: " + strings.TrimSpace(fmt.Sprintf(f, v...)) }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 	"github.com/vhdrelay/vhdrelay/journal/kv/kvtest"
@@ -243,7 +244,7 @@ func TestI10_StateIsSmall(t *testing.T) {
 
 func TestBadgerLogsToSlog(t *testing.T) {
 	var out strings.Builder
-	l := logger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	l := logger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})), newSaid(time.Now)}
 	l.Infof("info %d\n", 1)
 	l.Debugf("debug")
 	l.Warningf("warning")
