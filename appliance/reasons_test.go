@@ -1,7 +1,6 @@
 package appliance
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,24 +156,4 @@ func TestI12_EveryReasonComesAndGoes(t *testing.T) {
 // byStore tells a code that a store gives by itself; its own tests have it.
 func byStore(code string) bool {
 	return slices.Contains([]string{health.ForeignWriter, health.StoreUnmounted, health.SourceShadowed, health.NestedMount, health.VMMoved}, code)
-}
-
-// Status of a hundred VMs with three disks each, replicating; no mount between.
-func BenchmarkStatusOfAHundredVMs(bench *testing.B) {
-	images := map[string][]byte{}
-	for i := range 300 {
-		images["vm"+string(rune('a'+i/3/10))+string(rune('a'+i/3%10))+"/disk"+string(rune('a'+i%3))+".img"] = make([]byte, mib)
-	}
-	b := newBubble(bench, "", images)
-	defer b.end()
-	for ready := false; !ready; {
-		s, err := b.a.Status(context.Background(), "")
-		b.must(err)
-		ready = len(s.VMs) == 100 && !slices.ContainsFunc(s.VMs, func(v control.VM) bool { return v.LastPoint == nil })
-	}
-	for bench.Loop() {
-		if s, err := b.a.Status(context.Background(), ""); err != nil || len(s.VMs) != 100 {
-			bench.Fatal(err)
-		}
-	}
 }

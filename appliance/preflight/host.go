@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -127,8 +129,8 @@ func (r *run) stores() {
 	}
 }
 
-// source wants a private directory whose file system keeps extended attributes: without them a marker file beside the
-// image has to do.
+// source wants a directory that nobody else gets at and whose file system keeps extended attributes: without them a marker
+// file beside the image has to do.
 func (r *run) source(s config.Store) {
 	info, err := os.Stat(s.Source)
 	switch {
@@ -138,15 +140,61 @@ func (r *run) source(s config.Store) {
 	case !info.IsDir():
 		r.fail("source", "correct stores."+s.Name+".source", "store %s: %s is no directory", s.Name, s.Source)
 		return
-	case info.Mode().Perm()&0o077 != 0:
-		r.warn("source", "chmod 0700 "+s.Source, "store %s: others may enter %s and change disks beside the mount", s.Name, s.Source)
+	case reachable(s.Source):
+		r.warn("source", "move it below a directory of mode 0700; its own mode is the mount's too",
+			"store %s: others may enter %s and change disks beside the mount", s.Name, s.Source)
 	default:
 		r.pass("source", "store %s: %s", s.Name, s.Source)
 	}
+	r.clients(s, info)
 	if err := tryAttribute(s.Source); err != nil {
 		r.warn("attributes", "use a file system with user attributes, such as ext4 or xfs",
 			"store %s: no extended attributes, marker files beside the images have to do: %v", s.Name, err)
 	}
+}
+
+// reachable tells whether others than root may enter a directory, through all that lie above it.
+func reachable(dir string) bool {
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode().Perm()&0o011 == 0 {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			return true
+		}
+	}
+}
+
+// hypervisors are the users that VM managers run qemu as: Debian's and Red Hat's libvirt.
+var hypervisors = []string{"libvirt-qemu", "qemu"}
+
+// clients warns of a mount that a hypervisor cannot enter: the mode of the source's root is the mount's too, and the kernel
+// keeps to it.
+func (r *run) clients(s config.Store, source os.FileInfo) {
+	if source.Mode().Perm()&0o001 != 0 {
+		return
+	}
+	sys, ok := source.Sys().(*syscall.Stat_t)
+	for _, name := range hypervisors {
+		id, known := r.User(name)
+		if !known || ok && int(sys.Uid) == id {
+			continue
+		}
+		r.warn("mount-mode", "chmod 0711 "+s.Source+", and keep others out by the mode of "+filepath.Dir(filepath.Clean(s.Source))+"; none, if every VM runs as root",
+			"store %s: %s has mode %#o, and so has %s: VMs that run as %s cannot open their disks there", s.Name, s.Source, source.Mode().Perm(), s.Mount, name)
+		return
+	}
+}
+
+// lookUp finds a user in the host's database.
+func lookUp(name string) (id int, known bool) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, false
+	}
+	id, err = strconv.Atoi(u.Uid)
+	return id, err == nil
 }
 
 func tryAttribute(dir string) error {

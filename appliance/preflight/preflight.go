@@ -23,6 +23,8 @@ type Options struct {
 	Served []string
 	// Missing is how many bytes of a disk the target lacks, where an appliance knows; nil without one.
 	Missing func(vm, disk string) (bytes int64, known bool)
+	// User looks up a user of this host; nil: in its user database.
+	User func(name string) (id int, known bool)
 	// Progress is told what is looked at; nil: nobody.
 	Progress func(control.Progress)
 	Now      func() time.Time
@@ -42,6 +44,9 @@ func Run(ctx context.Context, o Options) (control.Preflight, error) {
 	}
 	if o.Progress == nil {
 		o.Progress = func(control.Progress) {}
+	}
+	if o.User == nil {
+		o.User = lookUp
 	}
 	r := &run{Options: o}
 	images, err := r.images()

@@ -174,11 +174,13 @@ func TestBootHintReadsNothingWild(t *testing.T) {
 
 func TestStores(t *testing.T) {
 	r := newRig(t)
-	r.must(os.Chmod(r.source, 0o755))
+	for dir := r.source; dir != os.TempDir(); dir = filepath.Dir(dir) {
+		r.must(os.Chmod(dir, 0o755)) // those of tests are private
+	}
 	r.must(os.WriteFile(filepath.Join(r.mount, "something"), nil, 0o600))
 	r.must(os.WriteFile(filepath.Join(r.mount, "else"), nil, 0o600))
 	p := r.run()
-	r.expect(p, "source", "", control.CheckWarn, "chmod 0700 "+r.source)
+	r.expect(p, "source", "", control.CheckWarn, "below a directory of mode 0700")
 	r.expect(p, "mount", "", control.CheckFail, "and 1 more")
 	r.options.Config.Stores[0].Source, r.options.Config.Stores[0].Mount = r.source+"/none", r.mount+"/none"
 	p = r.run()
@@ -347,4 +349,30 @@ func TestSize(t *testing.T) {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}
+}
+
+// The mode of the source is the mount's: 0700 keeps a qemu out that is not root, and whoever does what is printed is
+// warned of nothing any more.
+func TestMountThatAHypervisorCannotEnter(t *testing.T) {
+	r := newRig(t)
+	uid := 64055
+	r.options.User = func(name string) (int, bool) { return uid, name == "libvirt-qemu" }
+	r.expect(r.run(), "mount-mode", "", control.CheckWarn, "chmod 0711 "+r.source)
+	r.must(os.Chmod(r.source, 0o711))
+	p := r.run()
+	r.expect(p, "source", "", control.CheckPass, "")
+	if c := find(p, "mount-mode", ""); c.Code != "" {
+		t.Errorf("after the action: %+v", c)
+	}
+	r.must(os.Chmod(r.source, 0o700))
+	uid = os.Getuid()
+	if c := find(r.run(), "mount-mode", ""); c.Code != "" {
+		t.Errorf("the owner may enter: %+v", c)
+	}
+	r.options.User = func(string) (int, bool) { return 0, false }
+	if c := find(r.run(), "mount-mode", ""); c.Code != "" {
+		t.Errorf("no hypervisor is here: %+v", c)
+	}
+	r.options.User = nil
+	r.run()
 }
