@@ -269,10 +269,9 @@ func (m *machine) lookAfterResync(st shipper.Status) bool {
 		return true
 	}
 	sent, rec := m.resync.repaired(), j.durable()
-	if rec.Differing > 0 {
-		j.end(control.JobDone, fmt.Sprintf("%s, %d sent with what was written meanwhile", rec.Result, sent), nil)
-		return false
+	if rec.Differing == 0 {
+		sent = 0 // what guests wrote is none of its business
 	}
-	j.end(control.JobDone, "", nil)
+	j.end(control.JobDone, fmt.Sprintf("%s, %d sent with what was written meanwhile", rec.Result, sent), nil)
 	return false
 }

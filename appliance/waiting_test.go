@@ -1,7 +1,12 @@
 package appliance
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -171,6 +176,35 @@ func TestNothingIsLoggedAtEveryCycle(t *testing.T) {
 		b.pass("web/os.img", 10*time.Minute)
 		if lines := b.log.lines(); len(lines) > 2 {
 			t.Errorf("after an outage: %q", lines)
+		}
+	})
+}
+
+// A resync says how much it compared, found different and sent.
+func TestResyncSaysWhatWasSent(t *testing.T) {
+	inBubble(t, "replication: {compression: \"off\"}\n", oneImage(), func(b *bubble) {
+		b.within(time.Minute, "web", "replicating", replicating)
+		f, err := os.OpenFile(filepath.Join(b.source, "web/os.img"), os.O_WRONLY, 0)
+		b.must(err)
+		_, err = f.WriteAt(bytes.Repeat([]byte{7}, 2*4096), 5*mib) // behind the appliance
+		b.must(errors.Join(err, f.Close()))
+		_, err = b.a.Resync(b.t.Context(), "web", "", control.ResyncOptions{Now: true}, nil)
+		b.must(err)
+		v := b.within(2*time.Minute, "web", "Normal", func(v control.VM) bool { return normal(v) && len(v.Jobs) == 0 })
+		r := v.Resync
+		if r.ComparedBytes != 64*mib || r.DifferingBytes != 8192 || r.SentBytes < 8192 || r.SentBytes > 16384 {
+			t.Errorf("%+v", r)
+		}
+		want := fmt.Sprintf("%d bytes compared, 8192 found different, %d sent with what was written meanwhile", r.ComparedBytes, r.SentBytes)
+		for _, j := range b.a.jobs.list("web") {
+			if j.Kind == control.JobResync && (j.Result != want || j.State != control.JobDone || j.Reason == "") {
+				t.Errorf("%+v, want %q", j, want)
+			}
+		}
+		b.write("web/os.img", 0, mib)
+		b.idle(time.Minute)
+		if now := b.vm("web").Resync; now.SentBytes != r.SentBytes {
+			t.Errorf("what was sent later counts as well: %+v", now)
 		}
 	})
 }
