@@ -116,6 +116,12 @@ func TestE2EReplicaIsAVHD(t *testing.T) {
 	play(t, true, stage.Format)
 }
 
+// TestE2EFormats: images with a block table, as qemu writes them.
+func TestE2EFormats(t *testing.T) {
+	needs(t, "qemu-io", "qemu-storage-daemon")
+	play(t, false, stage.FormatsSmall)
+}
+
 // TestE2EClients: qemu, loop devices and file tools as people use them; the others are in the acceptance stage.
 func TestE2EClients(t *testing.T) {
 	needs(t, "losetup", "mkfs.ext4")

@@ -43,6 +43,7 @@ var All = []Stage{
 	{"synced", "a write that is durable when answered survives a power cut, in an active region", Synced},
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"clients", "programs that exist work at the mount: no error for them, and the newest point is what they left", Clients},
+	{"formats", "qemu writes dynamic VHD and VHDX at the mount: every point is what qemu reads from the image", Formats},
 	{"changed", "a disk changed while nothing served it: what was changed is sent; pause and kill in the middle compare nothing twice", Changed},
 	{"damaged", "the replica damaged by others: found to the block, repaired, and one request if it was not", Damaged},
 	{"rebuilt", "the state directory lost, then the machine: what the target has is not sent again", Rebuilt},
