@@ -39,6 +39,9 @@ func fillAttr(out *fuse.AttrOut, n *node) error {
 	}
 	out.SetTimeout(cacheTime)
 	out.Attr.FromStat(&st)
+	if n.hidden.Load() { // true for the rest of the node's life: it has no name that anybody may see
+		out.Attr.Nlink = 0
+	}
 	return nil
 }
 

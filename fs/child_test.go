@@ -22,6 +22,8 @@ var children = map[string]func(args []string) error{
 	"mmap":      childMmap,
 	"lock":      childLock,
 	"coherence": childCoherence,
+	"handover":  childHandover,
+	"stamp":     childStamp,
 }
 
 func TestMain(m *testing.M) {

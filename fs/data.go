@@ -2,6 +2,7 @@ package fs
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -119,9 +120,22 @@ func (s *store) fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	}
 	err = syncFile(fd, in.FsyncFlags)
 	if errno, ok := err.(unix.Errno); ok {
-		n.sync.Store(&errno)
+		n.failedSync(&errno)
 	}
 	return status(err)
+}
+
+// failedSync remembers an error of fsync, or with nil forgets it.
+func (n *node) failedSync(errno *unix.Errno) {
+	n.sync.Store(errno)
+	if n.slot == nil {
+		return
+	}
+	var v uint32
+	if errno != nil {
+		v = uint32(*errno)
+	}
+	atomic.StoreUint32(&n.slot.errno, v)
 }
 
 // syncFile does fdatasync if bit 0 of flags is set (FUSE_FSYNC_FDATASYNC), else fsync.

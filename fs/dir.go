@@ -26,7 +26,7 @@ func (s *store) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryLi
 	if err != nil {
 		return status(err)
 	}
-	return status(readDir(n.fd, int64(in.Offset), func(e fuse.DirEntry) bool { return out.AddDirEntry(e) }))
+	return status(s.readDir(n, int64(in.Offset), func(e fuse.DirEntry) bool { return out.AddDirEntry(e) }))
 }
 
 // ReadDirPlus lists names and looks each up, which the kernel counts; those that cannot be looked up are listed only.
@@ -35,7 +35,7 @@ func (s *store) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 	if err != nil {
 		return status(err)
 	}
-	return status(readDir(n.fd, int64(in.Offset), func(e fuse.DirEntry) bool {
+	return status(s.readDir(n, int64(in.Offset), func(e fuse.DirEntry) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
@@ -53,8 +53,8 @@ func (s *store) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 
 // readDir calls add for each entry behind the cookie until it returns false or one buffer is used up. The kernel asks
 // again with the last cookie.
-func readDir(dirfd int, cookie int64, add func(fuse.DirEntry) bool) error {
-	fd, err := unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func (s *store) readDir(dir *node, cookie int64, add func(fuse.DirEntry) bool) error {
+	fd, err := unix.Openat(dir.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func readDir(dirfd int, cookie int64, add func(fuse.DirEntry) bool) error {
 	for rest := (*buffer)[:got]; len(rest) > 0; {
 		var e fuse.DirEntry
 		rest = rest[e.Parse(rest):]
-		if e.Ino != 0 && !add(e) {
+		if e.Ino != 0 && !s.hidden(dir, e.Name) && !add(e) {
 			return nil
 		}
 	}

@@ -62,7 +62,11 @@ func (n *node) changeWithin(kind extent.Kind, size, off, length int64, do func()
 }
 
 func (n *node) size() (int64, error) {
-	var st syscall.Stat_t
-	err := syscall.Fstat(n.fd, &st)
+	st, err := n.stat()
 	return st.Size, err
+}
+
+func (n *node) stat() (st syscall.Stat_t, err error) {
+	err = syscall.Fstat(n.fd, &st)
+	return st, err
 }

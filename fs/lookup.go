@@ -13,20 +13,39 @@ func (s *store) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *f
 	if err != nil {
 		return status(err)
 	}
-	return status(s.lookup(dir, name, out))
+	return status(s.once(deed{
+		unique: in.Unique,
+		do:     func() error { return s.lookup(dir, name, out) },
+		repeat: func([2]uint64, bool) error {
+			n, err := s.find(dir, name, out)
+			if err == nil {
+				s.Forget(n.ino, 1)
+			}
+			return err
+		},
+	}))
 }
 
 // Forget takes lookups back.
-func (s *store) Forget(id, count uint64) { s.tree.forget(id, count) }
+func (s *store) Forget(id, count uint64) {
+	if n := s.tree.forget(id, count); n != nil {
+		s.show(n)
+	}
+}
 
 // lookup opens the name, enters the node and answers with its attributes. The caller's reply counts as a lookup.
 func (s *store) lookup(dir *node, name string, out *fuse.EntryOut) error {
+	_, err := s.find(dir, name, out)
+	return err
+}
+
+// find is lookup, and returns the node.
+func (s *store) find(dir *node, name string, out *fuse.EntryOut) (*node, error) {
 	fd, err := s.openPath(dir.fd, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = s.enter(dir, name, fd, out)
-	return err
+	return s.enter(dir, name, fd, out)
 }
 
 // openPath opens a child as O_PATH. A mount inside the store is refused: its files would have numbers that are ours

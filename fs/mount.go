@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -41,18 +42,29 @@ type Options struct {
 	Volumes       Volumes      // nil: everything is served untracked
 	Log           *slog.Logger // nil: nothing is logged
 	Debug         bool         // log every request, at debug level
+	Version       string       // of the program, for the next one
 	AllowOther    bool         // let users other than the daemon's in; needed by every hypervisor that drops root
 	MaxBackground int          // default DefaultMaxBackground
+	// Keep is given the connection before the first request is answered, to put it where it outlives this process; it
+	// keeps its own duplicates. It is not asked where the kernel cannot resend. nil, or an error, which is logged: the
+	// mount ends with the process.
+	Keep func(*Connection) error
+	// Kept is what an earlier process's Keep got. Mount owns it. The mount is taken over; if its connection has ended
+	// meanwhile, it is made afresh.
+	Kept *Connection
 	// Observe is told how long one in 64 requests of a kind took: read, write, fsync. nil: nothing is measured.
 	Observe func(verb string, took time.Duration)
 }
 
 // Server is a mounted store.
 type Server struct {
-	store *store
-	fuse  *fuse.Server
-	mount string
-	done  chan struct{}
+	store   *store
+	fuse    *fuse.Server
+	mount   string
+	device  *os.File
+	kept    bool // somebody else has the device too
+	adopted bool // an earlier process made the mount
+	done    chan struct{}
 }
 
 // Mount serves opts.Source at opts.Mount. When it returns without an error, requests are answered.
@@ -61,36 +73,124 @@ type Server struct {
 // it is ErrMounted. The directory below the mount is made mode 0 and, where the file system can, immutable, and stays
 // so: see ReleaseMountPoint.
 func Mount(opts Options) (*Server, error) {
-	opts, err := opts.complete()
+	opts, err := opts.defaults()
 	if err != nil {
+		return nil, err
+	}
+	if opts.Kept != nil {
+		m, err := adopt(opts, opts.Kept)
+		if !errors.Is(err, ErrAborted) {
+			return m, err
+		}
+		opts.Log.Error("the mount that an earlier process left has ended meanwhile; who had files open sees I/O errors, and it is made afresh", "mount", opts.Mount, "cause", err)
+		opts.Kept.Device.Close()
+	}
+	if opts, err = opts.complete(); err != nil {
 		return nil, err
 	}
 	if err := guard(opts.Mount); err != nil {
 		return nil, err
 	}
-	s, err := newStore(opts.Source, opts.Volumes, opts.Log)
+	m, err := mountAfresh(opts)
 	if err != nil {
-		return nil, fmt.Errorf("source %s: %w", opts.Source, err)
-	}
-	s.observe = opts.Observe
-	srv, err := fuse.NewServer(s, opts.Mount, opts.fuse())
-	if err != nil {
-		s.OnUnmount()
 		return nil, fmt.Errorf("mount %s: %w", opts.Mount, err)
 	}
-	m := &Server{store: s, fuse: srv, mount: opts.Mount, done: make(chan struct{})}
-	go func() {
-		defer close(m.done)
-		srv.Serve()
-	}()
-	if err := srv.WaitMount(); err != nil {
+	if err := refusePoll(opts.Mount); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", opts.Mount, err), m.Detach())
 	}
 	return m, nil
 }
 
-// complete checks the options, resolves the paths and clears a dead mount away.
-func (o Options) complete() (Options, error) {
+// mountAfresh makes a mount and serves it.
+func mountAfresh(opts Options) (*Server, error) {
+	s, err := newStore(opts.Source, opts.Volumes, opts.Log)
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", opts.Source, err)
+	}
+	s.observe = opts.Observe
+	s.unhideAll()
+	device, err := openDevice(opts)
+	if err != nil {
+		s.OnUnmount()
+		return nil, err
+	}
+	m := &Server{store: s, mount: opts.Mount, device: device, done: make(chan struct{})}
+	if err := m.begin(opts); err != nil {
+		s.OnUnmount()
+		return nil, errors.Join(err, device.Close(), m.Detach())
+	}
+	return m, nil
+}
+
+// begin answers INIT, makes sure that another process can go on, and serves.
+func (s *Server) begin(opts Options) error {
+	init, err := readInit(s.device)
+	if err != nil {
+		return err
+	}
+	srv, num, answer, err := negotiate(s.store, init, opts.fuse())
+	if err != nil {
+		return err
+	}
+	s.fuse = srv
+	if opts.Keep != nil && canResend(init) {
+		if err := s.keep(opts, init, answer); err != nil {
+			opts.Log.Warn("the mount ends with this process", "mount", opts.Mount, "cause", err)
+		}
+	}
+	if _, err := unix.Write(int(s.device.Fd()), answer); err != nil {
+		return fmt.Errorf("INIT: %w", err)
+	}
+	if err := connect(s.device, num); err != nil {
+		return err
+	}
+	s.serve()
+	return nil
+}
+
+// keep writes down what the next process needs, and gives it away with the device.
+func (s *Server) keep(opts Options, init, answer []byte) error {
+	st, err := s.store.root.stat()
+	if err != nil {
+		return err
+	}
+	at, err := mountsAt(opts.Mount)
+	if err != nil || len(at) == 0 {
+		return fmt.Errorf("the mount is not in mountinfo: %w", errors.Join(err, ErrOther))
+	}
+	l, err := newLedger()
+	if err != nil {
+		return err
+	}
+	have := facts{Writer: opts.Version, Dev: st.Dev, Ino: st.Ino, Mount: opts.Mount, Device: at[len(at)-1].device, Init: init, Answer: answer}
+	err = l.write(have)
+	if err == nil {
+		err = opts.Keep(&Connection{Device: s.device, State: l.file})
+	}
+	if err != nil {
+		return errors.Join(err, l.close())
+	}
+	s.store.ledger, s.store.kept, s.kept = l, true, true
+	return nil
+}
+
+// serve answers requests until the mount is gone.
+func (s *Server) serve() {
+	go func() {
+		defer close(s.done)
+		s.fuse.Serve()
+		s.device.Close() // its mount is gone
+	}()
+}
+
+// Kept says whether the mount outlives this process.
+func (s *Server) Kept() bool { return s.kept }
+
+// Adopted says whether an earlier process made the mount.
+func (s *Server) Adopted() bool { return s.adopted }
+
+// defaults checks what can be checked without looking at the mount point itself: it may be a mount that nobody answers for.
+func (o Options) defaults() (Options, error) {
 	var err error
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -101,14 +201,23 @@ func (o Options) complete() (Options, error) {
 	if o.Source, err = resolve(o.Source); err != nil {
 		return o, fmt.Errorf("source: %w", err)
 	}
-	if err := DetachDead(o.Mount, o.Log); err != nil {
-		return o, err
-	}
-	if o.Mount, err = resolve(o.Mount); err != nil {
+	if o.Mount, err = resolveDead(o.Mount); err != nil {
 		return o, fmt.Errorf("mount point: %w", err)
 	}
 	if o.Name == "" {
 		o.Name = filepath.Base(o.Mount)
+	}
+	return o, nil
+}
+
+// complete clears a dead mount away and checks the mount point.
+func (o Options) complete() (Options, error) {
+	err := DetachDead(o.Mount, o.Log)
+	if err != nil {
+		return o, err
+	}
+	if o.Mount, err = resolve(o.Mount); err != nil {
+		return o, fmt.Errorf("mount point: %w", err)
 	}
 	if within(o.Source, o.Mount) || within(o.Mount, o.Source) {
 		return o, fmt.Errorf("source %s, mount point %s: %w", o.Source, o.Mount, ErrNested)
@@ -138,9 +247,6 @@ func (o Options) fuse() *fuse.MountOptions {
 	return &fuse.MountOptions{
 		FsName:               fsType + ":" + o.Name,
 		Name:                 fsType,
-		AllowOther:           o.AllowOther,
-		Options:              []string{"default_permissions"},
-		DirectMountStrict:    true,
 		MaxBackground:        o.MaxBackground,
 		MaxWrite:             maxWrite,
 		DisableSplice:        true,

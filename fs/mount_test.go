@@ -250,7 +250,7 @@ garbage
 39 35 0:5 / /mnt/back\134slash rw - tmpfs none rw
 `
 	at, err := parseMounts(strings.NewReader(table), func(at string) bool { return at == "/mnt/a b" })
-	if want := []mounted{{"/mnt/a b", "fuse.vhdrelay"}, {"/mnt/a b", "tmpfs"}}; err != nil || !slices.Equal(at, want) {
+	if want := []mounted{{"/mnt/a b", "fuse.vhdrelay", "98:0"}, {"/mnt/a b", "tmpfs", "0:5"}}; err != nil || !slices.Equal(at, want) {
 		t.Errorf("%v, %v", at, err)
 	}
 	if at, _ := parseMounts(strings.NewReader(table), func(at string) bool { return at == `/mnt/back\slash` }); len(at) != 1 {

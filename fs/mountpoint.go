@@ -33,7 +33,7 @@ const maxLinks = 40
 const fsImmutable = 0x10
 
 // mounted is one line of /proc/self/mountinfo.
-type mounted struct{ dir, fsType string }
+type mounted struct{ dir, fsType, device string } // device is major:minor
 
 // mountsAt lists what is mounted on dir, an absolute clean path, the topmost last.
 func mountsAt(dir string) ([]mounted, error) {
@@ -89,7 +89,7 @@ func parseMounts(r io.Reader, wanted func(dir string) bool) ([]mounted, error) {
 			continue
 		}
 		if at := unescape(fields[4]); wanted(at) {
-			found = append(found, mounted{dir: at, fsType: rest[0]})
+			found = append(found, mounted{dir: at, fsType: rest[0], device: fields[2]})
 		}
 	}
 	return found, lines.Err()

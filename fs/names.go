@@ -14,11 +14,9 @@ func (s *store) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fus
 	if err != nil {
 		return status(err)
 	}
-	if err := unix.Mknodat(dir.fd, name, in.Mode, int(in.Rdev)); err != nil {
-		return status(err)
-	}
-	_, err = s.made(dir, name, in.Mode, in.Umask, in.Owner, out)
-	return status(err)
+	return status(s.make(in.Unique, dir, name,
+		func() error { return unix.Mknodat(dir.fd, name, in.Mode, int(in.Rdev)) },
+		func() (*node, error) { return s.made(dir, name, in.Mode, in.Umask, in.Owner, out) }))
 }
 
 // Mkdir makes a directory.
@@ -27,11 +25,9 @@ func (s *store) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fus
 	if err != nil {
 		return status(err)
 	}
-	if err := unix.Mkdirat(dir.fd, name, in.Mode&07777); err != nil {
-		return status(err)
-	}
-	_, err = s.made(dir, name, in.Mode, in.Umask, in.Owner, out)
-	return status(err)
+	return status(s.make(in.Unique, dir, name,
+		func() error { return unix.Mkdirat(dir.fd, name, in.Mode&07777) },
+		func() (*node, error) { return s.made(dir, name, in.Mode, in.Umask, in.Owner, out) }))
 }
 
 // Symlink makes a symbolic link. The kernel follows it in the caller's name space.
@@ -40,11 +36,31 @@ func (s *store) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name strin
 	if err != nil {
 		return status(err)
 	}
-	if err := unix.Symlinkat(target, dir.fd, name); err != nil {
-		return status(err)
-	}
-	_, err = s.made(dir, name, unix.S_IFLNK|0777, 0, in.Owner, out)
-	return status(err)
+	return status(s.make(in.Unique, dir, name,
+		func() error { return unix.Symlinkat(target, dir.fd, name) },
+		func() (*node, error) { return s.made(dir, name, unix.S_IFLNK|0777, 0, in.Owner, out) }))
+}
+
+// make does a request that makes a name, once; enter makes its answer.
+func (s *store) make(unique uint64, dir *node, name string, create func() error, enter func() (*node, error)) error {
+	return s.once(deed{
+		unique: unique, before: [2]uint64{s.inoAt(dir, name)},
+		did: func(before [2]uint64) bool { return before[0] == 0 && s.inoAt(dir, name) != 0 },
+		do: func() error {
+			if err := create(); err != nil {
+				return err
+			}
+			_, err := enter()
+			return err
+		},
+		repeat: func(_ [2]uint64, counted bool) error {
+			n, err := enter()
+			if err == nil && counted {
+				s.Forget(n.ino, 1)
+			}
+			return err
+		},
+	})
 }
 
 // made enters a file that was just created and gives it to its creator: the daemon's own user, group and umask do not
@@ -128,10 +144,9 @@ func (s *store) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.
 	if s.isDisk(n) || image.IsImageName(name) && !n.nameless() {
 		return fuse.EPERM
 	}
-	if err := unix.Linkat(unix.AT_FDCWD, n.proc(), dir.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
-		return status(err)
-	}
-	return status(s.lookup(dir, name, out))
+	return status(s.make(in.Unique, dir, name,
+		func() error { return unix.Linkat(unix.AT_FDCWD, n.proc(), dir.fd, name, unix.AT_SYMLINK_FOLLOW) },
+		func() (*node, error) { return s.find(dir, name, out) }))
 }
 
 // links counts the names of a file; 0 if that cannot be said.
@@ -160,15 +175,26 @@ func (s *store) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.S
 	if err != nil {
 		return status(err)
 	}
+	return status(s.once(deed{
+		unique: in.Unique, before: [2]uint64{s.inoAt(dir, name)},
+		did: func(before [2]uint64) bool { return before[0] != 0 && s.inoAt(dir, name) != before[0] },
+		do:  func() error { return s.unlink(dir, name, 0) },
+	}))
+}
+
+// unlink removes a name; flags are unlinkat's.
+func (s *store) unlink(dir *node, name string, flags int) error {
 	e, err := s.peek(dir, name)
 	if err != nil {
-		return status(err)
+		return err
 	}
-	if err := unix.Unlinkat(dir.fd, name, 0); err != nil {
-		return status(err)
+	s.hide(e)
+	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
+		s.keepName(e)
+		return err
 	}
 	s.gone(e)
-	return fuse.OK
+	return nil
 }
 
 // Rmdir removes an empty directory.
@@ -177,13 +203,9 @@ func (s *store) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.St
 	if err != nil {
 		return status(err)
 	}
-	e, err := s.peek(dir, name)
-	if err != nil {
-		return status(err)
-	}
-	if err := unix.Unlinkat(dir.fd, name, unix.AT_REMOVEDIR); err != nil {
-		return status(err)
-	}
-	s.gone(e)
-	return fuse.OK
+	return status(s.once(deed{
+		unique: in.Unique, before: [2]uint64{s.inoAt(dir, name)},
+		did: func(before [2]uint64) bool { return before[0] != 0 && s.inoAt(dir, name) != before[0] },
+		do:  func() error { return s.unlink(dir, name, unix.AT_REMOVEDIR) },
+	}))
 }

@@ -41,6 +41,11 @@ type node struct {
 	// only. Cleared by the last release.
 	sync atomic.Pointer[unix.Errno]
 
+	hidden atomic.Bool // it has no name any more but the hidden one
+
+	// slot is the node's place in the ledger; nil if it has none. Set before the node is known to others.
+	slot *slot
+
 	// Guarded by tree.mu.
 	lookups uint64
 	parent  *node
@@ -70,7 +75,8 @@ func (n *node) reopen(flags int) (int, error) {
 
 // tree is the table of nodes and the shape they have below the source.
 type tree struct {
-	mu struct { // no I/O under it but the close of a forgotten descriptor
+	ledger func() *ledger
+	mu     struct { // no I/O under it but the close of a forgotten descriptor
 		sync.RWMutex
 		nodes map[uint64]*node // by node id: the inode number, fuse.FUSE_ROOT_ID for the root
 	}
@@ -92,26 +98,39 @@ func (t *tree) adopt(fresh, parent *node, name string) (n *node, used bool) {
 	n = t.mu.nodes[fresh.ino]
 	if n == nil {
 		n, used = fresh, true
+		n.slot = t.ledger().give(n.ino, n.gen)
 		t.mu.nodes[fresh.ino] = n
 	}
 	n.lookups++
+	n.note()
 	n.parent, n.name, n.removed = parent, name, false
 	return n, used
 }
 
-// forget takes count lookups back. With the last one the node goes and its descriptors are closed.
-func (t *tree) forget(id, count uint64) {
+// note puts the count of lookups where the next process finds it; tree.mu is held.
+func (n *node) note() {
+	if n.slot != nil {
+		n.slot.lookups = n.lookups
+	}
+}
+
+// forget takes count lookups back. With the last one the node goes, its descriptors are closed, and it is returned.
+func (t *tree) forget(id, count uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.mu.nodes[id]
 	if n == nil || id == fuse.FUSE_ROOT_ID {
-		return
+		return nil
 	}
 	n.lookups -= min(count, n.lookups)
-	if n.lookups == 0 {
-		delete(t.mu.nodes, id)
-		n.closeAll()
+	n.note()
+	if n.lookups > 0 {
+		return nil
 	}
+	delete(t.mu.nodes, id)
+	t.ledger().takeBack(n.slot)
+	n.closeAll()
+	return n
 }
 
 // move gives n another place.

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -15,7 +16,11 @@ func (s *store) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	if err != nil {
 		return status(err)
 	}
-	return status(s.openNode(n, in.Flags, out))
+	return status(s.once(deed{
+		unique: in.Unique,
+		do:     func() error { return s.openNode(n, in.Flags, out) },
+		repeat: func([2]uint64, bool) error { out.OpenFlags = s.openFlags(n); return nil },
+	}))
 }
 
 func (s *store) openNode(n *node, flags uint32, out *fuse.OpenOut) error {
@@ -51,7 +56,15 @@ func (n *node) acquire(flags uint32) error {
 		n.wr.Store(int32(fd))
 	}
 	n.open.count++
+	n.noteOpens()
 	return nil
+}
+
+// noteOpens puts the count of opens where the next process finds it; n.open is held.
+func (n *node) noteOpens() {
+	if n.slot != nil {
+		atomic.StoreUint32(&n.slot.opens, uint32(n.open.count))
+	}
 }
 
 // openFirst opens for both if that is possible, so that a later writer needs no second descriptor.
@@ -80,7 +93,11 @@ func readOnlyFor(err error) bool {
 // Release takes an open back.
 func (s *store) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if n := s.tree.get(in.NodeId); n != nil {
-		s.release(n)
+		_ = s.once(deed{
+			unique: in.Unique,
+			did:    func([2]uint64) bool { return true }, // rather a descriptor too many than one that somebody needs
+			do:     func() error { s.release(n); return nil },
+		})
 	}
 }
 
@@ -88,11 +105,12 @@ func (s *store) release(n *node) {
 	n.open.Lock()
 	defer n.open.Unlock()
 	n.open.count = max(n.open.count-1, 0)
+	n.noteOpens()
 	if n.open.count > 0 {
 		return
 	}
 	n.closeBacking()
-	n.sync.Store(nil)
+	n.failedSync(nil)
 	if n.open.stale {
 		n.open.stale = false
 		n.track.Lock()
@@ -107,20 +125,42 @@ func (s *store) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *f
 	if err != nil {
 		return status(err)
 	}
-	n, err := s.makeFile(dir, name, in, &out.EntryOut)
+	return status(s.once(deed{
+		unique: in.Unique, before: [2]uint64{s.inoAt(dir, name)},
+		did: func(before [2]uint64) bool { return before[0] == 0 && s.inoAt(dir, name) != 0 },
+		do: func() error {
+			n, err := s.makeFile(dir, name, in, &out.EntryOut)
+			return s.openMade(n, err, in, out)
+		},
+		repeat: func(before [2]uint64, counted bool) error {
+			n, err := s.find(dir, name, &out.EntryOut)
+			if err == nil && before[0] == 0 { // the owner may not be set yet
+				err = settle(dir, n.fd, in.Mode, in.Umask, in.Owner)
+			}
+			if err = s.openMade(n, err, in, out); err == nil && counted {
+				s.release(n)
+				s.Forget(n.ino, 1)
+			}
+			return err
+		},
+	}))
+}
+
+// openMade opens a file for the one who created it.
+func (s *store) openMade(n *node, err error, in *fuse.CreateIn, out *fuse.CreateOut) error {
 	if err != nil {
-		return status(err)
+		return err
 	}
 	if err := s.openNode(n, in.Flags&^unix.O_EXCL, &out.OpenOut); err != nil {
 		s.Forget(n.ino, 1) // the kernel counts no lookup in an answer that failed
-		return status(err)
+		return err
 	}
 	if err := s.refresh(n, &out.EntryOut); err != nil {
 		s.release(n)
 		s.Forget(n.ino, 1)
-		return status(err)
+		return err
 	}
-	return fuse.OK
+	return nil
 }
 
 // makeFile creates name, or finds it.

@@ -71,7 +71,14 @@ func (s *store) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName st
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return fuse.EINVAL
 	}
-	return status(s.rename(from, oldName, to, newName, in.Flags))
+	return status(s.once(deed{
+		unique: in.Unique,
+		before: [2]uint64{s.inoAt(from, oldName), s.inoAt(to, newName)},
+		did: func(before [2]uint64) bool {
+			return before[0] != before[1] && s.inoAt(to, newName) == before[0] && s.inoAt(from, oldName) != before[0]
+		},
+		do: func() error { return s.rename(from, oldName, to, newName, in.Flags) },
+	}))
 }
 
 func (s *store) rename(from *node, oldName string, to *node, newName string, flags uint32) error {
@@ -87,7 +94,14 @@ func (s *store) rename(from *node, oldName string, to *node, newName string, fla
 	if a.becomesSecondDisk(newName) || flags&unix.RENAME_EXCHANGE != 0 && b.becomesSecondDisk(oldName) {
 		return unix.EPERM
 	}
+	replaced := exists && a.id != b.id && flags&(unix.RENAME_EXCHANGE|unix.RENAME_NOREPLACE) == 0
+	if replaced {
+		s.hide(b)
+	}
 	if err := unix.Renameat2(from.fd, oldName, to.fd, newName, uint(flags)); err != nil {
+		if replaced {
+			s.keepName(b)
+		}
 		return err
 	}
 	if exists && a.id == b.id {

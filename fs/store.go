@@ -19,6 +19,8 @@ const cacheTime = time.Second
 // never write around a Tracker.
 type store struct {
 	tree    tree
+	ledger  *ledger // nil: nothing is remembered for another process
+	kept    bool    // another process may go on with this mount
 	root    *node
 	dev     uint64 // of the source: nothing on another device is served
 	volumes Volumes
@@ -42,6 +44,7 @@ func newStore(source string, volumes Volumes, log *slog.Logger) (*store, error) 
 	s := &store{root: newNode(fuse.FUSE_ROOT_ID, 0, st.Mode, fd), dev: st.Dev, volumes: volumes, log: log}
 	s.root.lookups = 1
 	s.tree.mu.nodes = map[uint64]*node{fuse.FUSE_ROOT_ID: s.root}
+	s.tree.ledger = func() *ledger { return s.ledger }
 	return s, nil
 }
 
@@ -55,7 +58,13 @@ func (s *store) SetDebug(bool) {}
 func (s *store) Init(*fuse.Server) {}
 
 // OnUnmount closes every descriptor, after the last request was answered.
-func (s *store) OnUnmount() { s.tree.clear() }
+func (s *store) OnUnmount() {
+	for _, n := range s.tree.all() {
+		s.show(n)
+	}
+	s.tree.clear()
+	_ = s.ledger.close() // memory, and it is not needed any more
+}
 
 // status turns the error of a system call into what the kernel reports. An error that is no errno is a bug or a
 // tracker's refusal: EIO.
@@ -75,7 +84,11 @@ func (s *store) parentOf(id uint64, name string) (*node, error) {
 	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
 		return nil, unix.EINVAL
 	}
-	return s.nodeOf(id)
+	n, err := s.nodeOf(id)
+	if err == nil && s.hidden(n, name) {
+		return nil, unix.ENOENT
+	}
+	return n, err
 }
 
 // nodeOf returns the node of a request.

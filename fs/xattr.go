@@ -89,7 +89,13 @@ func (s *store) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, va
 	if isOwnXattr(name) {
 		return fuse.EPERM
 	}
-	return status(unix.Setxattr(n.proc(), name, value, int(in.Flags)))
+	return status(s.once(deed{
+		unique: in.Unique, before: [2]uint64{n.hasXattr(name)},
+		did: func(before [2]uint64) bool {
+			return in.Flags&unix.XATTR_CREATE != 0 && before[0] == 0 && n.hasXattr(name) != 0
+		},
+		do: func() error { return unix.Setxattr(n.proc(), name, value, int(in.Flags)) },
+	}))
 }
 
 // RemoveXAttr removes an attribute that is not ours.
@@ -101,5 +107,17 @@ func (s *store) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) f
 	if isOwnXattr(name) {
 		return fuse.EPERM
 	}
-	return status(unix.Removexattr(n.proc(), name))
+	return status(s.once(deed{
+		unique: in.Unique, before: [2]uint64{n.hasXattr(name)},
+		did: func(before [2]uint64) bool { return before[0] != 0 && n.hasXattr(name) == 0 },
+		do:  func() error { return unix.Removexattr(n.proc(), name) },
+	}))
+}
+
+// hasXattr is 1 if the file has the attribute.
+func (n *node) hasXattr(name string) uint64 {
+	if _, err := unix.Getxattr(n.proc(), name, nil); err != nil {
+		return 0
+	}
+	return 1
 }

@@ -1,0 +1,306 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// childHandover serves args[0] at args[1]. A mount of its own goes to the parent through descriptor 3; with args[2] it
+// takes over what is in 4 and 5.
+func childHandover(args []string) error {
+	opts := Options{Source: args[0], Mount: args[1], Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Keep: func(c *Connection) error {
+			return unix.Sendmsg(3, []byte("kept"), unix.UnixRights(int(c.Device.Fd()), int(c.State.Fd())), nil, 0)
+		}}
+	if len(args) > 2 && args[2] == "kept" {
+		opts.Kept = &Connection{Device: os.NewFile(4, "/dev/fuse"), State: os.NewFile(5, "state")}
+	}
+	m, err := Mount(opts)
+	if err != nil {
+		return err
+	}
+	fmt.Println("adopted", m.Adopted())
+	go func() { m.Wait(); os.Exit(0) }()
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// keeper is the tiny parent: it has the connection while the process that serves it comes and goes.
+type keeper struct {
+	t        *testing.T
+	src, mnt string
+	conn     *Connection
+	child    *exec.Cmd
+}
+
+func newKeeper(t *testing.T) *keeper {
+	k := &keeper{t: t, src: t.TempDir(), mnt: t.TempDir()}
+	needResend(t)
+	t.Cleanup(k.end)
+	return k
+}
+
+func needResend(t testing.TB) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	if major < 6 || major == 6 && minor < 9 {
+		t.Skipf("kernel %d.%d does not resend", major, minor)
+	}
+}
+
+// start starts a process that serves, and returns when it does.
+func (k *keeper) start() {
+	k.t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	theirs, ours := os.NewFile(uintptr(pair[0]), "theirs"), os.NewFile(uintptr(pair[1]), "ours")
+	defer theirs.Close()
+	defer ours.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	cmd := exec.Command(exe, k.src, k.mnt)
+	cmd.Env, cmd.Stderr = append(os.Environ(), childEnv+"=handover"), os.Stderr
+	cmd.ExtraFiles = []*os.File{theirs}
+	if k.conn != nil {
+		cmd.Args = append(cmd.Args, "kept")
+		cmd.ExtraFiles = append(cmd.ExtraFiles, k.conn.Device, k.conn.State)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	if _, err := cmd.StdinPipe(); err != nil {
+		k.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		k.t.Fatal(err)
+	}
+	k.child = cmd
+	if k.conn == nil {
+		k.receive(ours)
+	}
+	line := make([]byte, 64)
+	late := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	n, _ := out.Read(line)
+	late.Stop()
+	if want := fmt.Sprintf("adopted %v\n", len(cmd.Args) > 3); string(line[:n]) != want {
+		k.t.Fatalf("the child says %q, want %q", line[:n], want)
+	}
+}
+
+func (k *keeper) receive(from *os.File) {
+	k.t.Helper()
+	msg, oob := make([]byte, 16), make([]byte, unix.CmsgSpace(8))
+	_, n, _, _, err := unix.Recvmsg(int(from.Fd()), msg, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	all, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(all) != 1 {
+		k.t.Fatal("no descriptors", err)
+	}
+	fds, err := unix.ParseUnixRights(&all[0])
+	if err != nil || len(fds) != 2 {
+		k.t.Fatal(fds, err)
+	}
+	k.conn = &Connection{Device: os.NewFile(uintptr(fds[0]), "/dev/fuse"), State: os.NewFile(uintptr(fds[1]), "state")}
+}
+
+// kill ends the process in the middle of whatever it does.
+func (k *keeper) kill() {
+	k.child.Process.Kill()
+	k.child.Wait()
+}
+
+func (k *keeper) end() {
+	_ = unix.Unmount(k.mnt, unix.MNT_FORCE)
+	_ = unix.Unmount(k.mnt, unix.MNT_DETACH)
+	if k.child != nil {
+		k.kill()
+	}
+	if k.conn != nil {
+		k.conn.Close()
+	}
+	if err := ReleaseMountPoint(k.mnt); err != nil {
+		k.t.Error(err)
+	}
+}
+
+// TestWritesSurviveTheProcess kills the process again and again under writers that check what they wrote.
+func TestWritesSurviveTheProcess(t *testing.T) {
+	k := newKeeper(t)
+	k.image("a.raw", 8<<20)
+	k.start()
+	w := startWriter(t, "stamp", filepath.Join(k.mnt, "a.raw"))
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range kills() {
+		k.waitForWrites()
+		<-time.After(time.Duration(rng.IntN(20)) * time.Millisecond) // a moment of no meaning
+		k.kill()
+		k.start()
+	}
+	w.finish()
+}
+
+func kills() int {
+	if testing.Short() {
+		return 3
+	}
+	return 10
+}
+
+// image makes an image beside the mount.
+func (k *keeper) image(name string, size int) {
+	k.t.Helper()
+	if err := os.WriteFile(filepath.Join(k.src, name), make([]byte, size), 0o600); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// waitForWrites returns when the image has changed.
+func (k *keeper) waitForWrites() {
+	k.t.Helper()
+	var first, now unix.Stat_t
+	path := filepath.Join(k.src, "a.raw")
+	if err := unix.Stat(path, &first); err != nil {
+		k.t.Fatal(err)
+	}
+	for late := time.Now().Add(20 * time.Second); ; {
+		if err := unix.Stat(path, &now); err != nil || time.Now().After(late) {
+			k.t.Fatal("nobody writes", err)
+		}
+		if now.Mtim != first.Mtim {
+			return
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// writer is a process that uses the mount. It must not be the one that has the connection: what waits for an answer cannot
+// be killed, and as long as it has the connection open, that does not end.
+type writer struct {
+	t     *testing.T
+	stdin io.Closer
+	ended chan error
+}
+
+func startWriter(t *testing.T, part string, args ...string) *writer {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(os.Environ(), childEnv+"="+part)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w := &writer{t: t, stdin: stdin, ended: make(chan error, 1)}
+	go func() {
+		err := cmd.Wait()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, said.Bytes())
+		}
+		w.ended <- err
+	}()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	return w
+}
+
+// finish lets the writer end, and fails with what it found.
+func (w *writer) finish() {
+	w.t.Helper()
+	w.stdin.Close()
+	w.wait()
+}
+
+func (w *writer) wait() {
+	w.t.Helper()
+	select {
+	case err := <-w.ended:
+		if err != nil {
+			w.t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		w.t.Error("a process that uses the mount does not end")
+	}
+}
+
+// childStamp writes to args[0] with some depth until its standard input ends.
+func childStamp(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	go func() { io.Copy(io.Discard, os.Stdin); stop() }()
+	const depth = 16
+	var writers errgroup.Group
+	for i := range int64(depth) {
+		writers.Go(func() error { return writeStamped(ctx, f, i*st.Size()/depth, st.Size()/depth) })
+	}
+	return writers.Wait()
+}
+
+// writeStamped writes blocks with their place and a number, and reads each back.
+func writeStamped(ctx context.Context, f *os.File, at, size int64) error {
+	mem, err := unix.Mmap(-1, 0, 2*65536, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(mem)
+	rng := rand.New(rand.NewPCG(uint64(at), 1))
+	for number := uint64(1); ctx.Err() == nil; number++ {
+		length := int64(1+rng.IntN(16)) * 4096
+		off := at + rng.Int64N((size-length)/4096)*4096
+		out, back := mem[:length], mem[65536:][:length]
+		for p := 0; p < len(out); p += 8 {
+			binary.LittleEndian.PutUint64(out[p:], uint64(off)+number<<32+uint64(p))
+		}
+		if _, err := f.WriteAt(out, off); err != nil {
+			return err
+		}
+		if _, err := f.ReadAt(back, off); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if !bytes.Equal(out, back) {
+			return fmt.Errorf("at %d: something else is read than was written", off)
+		}
+	}
+	return nil
+}

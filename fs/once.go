@@ -1,0 +1,113 @@
+package fs
+
+import (
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// resent is the bit of a request's number by which the kernel says that it may have been answered before, by a process
+// that is gone (FUSE_UNIQUE_RESEND, kernel 6.9).
+const resent = 1 << 63
+
+// deed is a request that would do something else when it is done a second time: an exclusive create would find what it
+// made itself.
+type deed struct {
+	unique uint64
+	// before are inode numbers that the names had, 0 for none: what did tells from them whether it is done.
+	before [2]uint64
+	// did says whether it has happened, if the process died between it and the note of it; nil: it may be done again.
+	did func(before [2]uint64) bool
+	// do does it.
+	do func() error
+	// repeat makes the answer of one that is done, and gives back what is counted twice so; counted says that it was counted
+	// before for certain. nil: there is nothing in the answer.
+	repeat func(before [2]uint64, counted bool) error
+}
+
+// once does a deed, or answers as it was answered, or would have been, by the process before this one.
+func (s *store) once(d deed) error {
+	i, again := s.ledger.begin(d.unique, d.before)
+	if i < 0 {
+		return d.do()
+	}
+	defer s.ledger.busy[i].Store(false)
+	a := &s.ledger.acts[i]
+	done := again && atomic.LoadUint32(&a.state) == actDone
+	if done && a.errno != 0 {
+		return unix.Errno(a.errno)
+	}
+	if done || again && d.did != nil && d.did(a.before) {
+		s.log.Info("a request that the process before this one had done is answered", "request", a.unique)
+		err := d.answer(a.before, done)
+		a.end(err)
+		return err
+	}
+	err := d.do()
+	a.end(err)
+	return err
+}
+
+func (d deed) answer(before [2]uint64, counted bool) error {
+	if d.repeat == nil {
+		return nil
+	}
+	return d.repeat(before, counted)
+}
+
+// begin notes that the request is about to be done. If an earlier process began it, it returns that note, and true. -1: it
+// cannot be noted. Whoever gets a note says in busy when nobody needs it any more.
+func (l *ledger) begin(unique uint64, before [2]uint64) (i int, again bool) {
+	if l == nil {
+		return -1, false
+	}
+	if unique&resent != 0 {
+		if i := l.find(unique &^ resent); i >= 0 {
+			return i, true
+		}
+	}
+	for range maxActs {
+		i := int(l.next.Add(1) % maxActs)
+		if !l.busy[i].CompareAndSwap(false, true) {
+			continue
+		}
+		a := &l.acts[i]
+		atomic.StoreUint32(&a.state, 0)
+		a.unique, a.before, a.errno = unique&^resent, before, 0
+		atomic.StoreUint32(&a.state, actBegun)
+		return i, false
+	}
+	return -1, false
+}
+
+// find looks for the note of an earlier process; -1 if there is none.
+func (l *ledger) find(unique uint64) int {
+	for i := range l.acts {
+		a := &l.acts[i]
+		if l.busy[i].CompareAndSwap(false, true) {
+			if atomic.LoadUint32(&a.state) != 0 && a.unique == unique {
+				return i
+			}
+			l.busy[i].Store(false)
+		}
+	}
+	return -1
+}
+
+// end notes the outcome. It comes before the answer.
+func (a *act) end(err error) {
+	a.errno = 0
+	if err != nil {
+		a.errno = uint32(status(err))
+	}
+	atomic.StoreUint32(&a.state, actDone)
+}
+
+// inoAt is the inode number of a name, 0 if there is none.
+func (s *store) inoAt(dir *node, name string) uint64 {
+	var st unix.Stat_t
+	if unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0
+	}
+	return st.Ino
+}
