@@ -192,7 +192,7 @@ func (d *tableDecoder) decode(fixed, chunks, partial, replayed uint32) (*Table, 
 	if len(d.rest) > 0 {
 		return nil, tableError("length", len(d.rest), "nothing behind the last range", ErrInvalid)
 	}
-	return (&Builder{d.t}).Table()
+	return (&Builder{t: d.t}).Table()
 }
 
 // partial reads the bits of the blocks that are partly there: of these and no others, and neither all nor none.
@@ -208,7 +208,7 @@ func (d *tableDecoder) partial(n uint32) error {
 			return d.failed("bits of a block")
 		}
 		e := d.t.entries[block]
-		(&Builder{d.t}).Partial(block, e.data(), m)
+		(&Builder{t: d.t}).Partial(block, e.data(), m)
 		if d.t.entries[block] != e || !bytes.Equal(d.t.bits[block], m) {
 			return tableError("bits of a block", block, "some of its sectors", ErrInvalid)
 		}

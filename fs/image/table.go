@@ -101,12 +101,15 @@ func (s Shape) used(block int64) int64 { return min(s.BlockSize, s.VirtualSize-b
 func (s Shape) maskBytes(block int64) int64 { return ((s.used(block)+s.Sector-1)/s.Sector + 7) / 8 }
 
 // Builder collects the entries of a Table.
-type Builder struct{ t Table }
+type Builder struct {
+	t       Table
+	checked bool
+}
 
 // NewBuilder begins a table whose blocks are all absent. The caller has checked that the file is large enough to hold
 // such a table: memory is taken for every block at once.
 func NewBuilder(s Shape) *Builder {
-	return &Builder{Table{Shape: s, entries: make([]entry, s.Blocks()), bits: map[int64][]byte{}}}
+	return &Builder{t: Table{Shape: s, entries: make([]entry, s.Blocks()), bits: map[int64][]byte{}}}
 }
 
 // Zero makes a block read as zeros.
@@ -146,20 +149,29 @@ func (b *Builder) Chunks(at []FileOffset) { b.t.chunks = at }
 // Replayed says which file blocks have the content of a log.
 func (b *Builder) Replayed(s extent.Set[extent.FileBlock]) { b.t.replayed = s.Clone() }
 
-// Table checks that no two things of the file overlap and that all lie inside it, and returns the finished table. Errors
-// are *Error around ErrTruncated or ErrInvalid, without a path.
-func (b *Builder) Table() (*Table, error) {
+// Check says whether no two things of the file overlap and all lie inside it. Blocks that are not in the table yet must not
+// be allocated afterwards. Only then are bitmaps read, one for each block: of blocks that lie one on the other there may be
+// any number, and a bitmap takes 1/4096 of its block. Errors are *Error around ErrTruncated or ErrInvalid, without a path.
+func (b *Builder) Check() error {
 	t := &b.t
+	b.checked, t.order = true, nil
 	for i, e := range t.entries {
 		if e.allocated() {
 			t.order = append(t.order, uint32(i))
 		}
 	}
 	slices.SortFunc(t.order, func(x, y uint32) int { return cmp.Compare(t.entries[x].data(), t.entries[y].data()) })
-	if err := t.checkBlocks(); err != nil {
-		return nil, err
+	return t.checkBlocks()
+}
+
+// Table returns the finished table, checked.
+func (b *Builder) Table() (*Table, error) {
+	if !b.checked {
+		if err := b.Check(); err != nil {
+			return nil, err
+		}
 	}
-	return t, nil
+	return &b.t, nil
 }
 
 func (t *Table) checkBlocks() error {

@@ -22,6 +22,7 @@ const (
 
 	maxBlockSize = 256 << 20
 	maxLocator   = 64 << 10 // bytes of a parent's path that are believed
+	maxEntries   = 64 << 20 // of a block table, sixty times what a disk of 2,040 GiB takes with blocks of 2 MiB
 )
 
 // Offsets of the fields of a dynamic header (specification, "Dynamic Disk Header Format").

@@ -22,13 +22,23 @@ func (f file) table(footer image.Footer, h header, info image.Info) (*image.Tabl
 		return nil, err
 	}
 	b := image.NewBuilder(s)
-	for i := range s.Blocks() {
+	place := func(i int64) (at image.FileOffset, ok bool) {
 		sector := binary.BigEndian.Uint32(raw[i*entrySize:])
-		if sector == unallocated {
-			continue
+		return image.FileOffset(sector) * sectorSize, sector != unallocated
+	}
+	for i := range s.Blocks() {
+		if at, ok := place(i); ok {
+			b.Full(i, at+image.FileOffset(s.BitmapAhead))
 		}
-		if err := f.block(b, i, image.FileOffset(sector)*sectorSize, s.BitmapAhead); err != nil {
-			return nil, err
+	}
+	if err := b.Check(); err != nil {
+		return nil, err
+	}
+	for i := range s.Blocks() {
+		if at, ok := place(i); ok {
+			if err := f.block(b, i, at, s.BitmapAhead); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return b.Table()

@@ -130,6 +130,9 @@ func (f file) header(footer image.Footer) (header, error) {
 		return header{}, &moved
 	}
 	h.at = at
+	if h.entries > maxEntries {
+		return header{}, fail("max table entries", at+offEntries, fmt.Sprint(h.entries), fmt.Sprintf("at most %d", maxEntries), image.ErrInvalid)
+	}
 	if need := (footer.CurrentSize-1)/h.blockSize + 1; h.entries < need {
 		return header{}, fail("max table entries", at+offEntries, fmt.Sprint(h.entries), fmt.Sprintf("at least %d for %d bytes", need, footer.CurrentSize), image.ErrInvalid)
 	}

@@ -43,7 +43,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		{"max table entries", header + offEntries, image.ErrInvalid, func(b []byte) []byte { be.PutUint32(b[header+offEntries:], 3); seal(b); return b }},
 		{"block table", 1 << 40, image.ErrTruncated, func(b []byte) []byte { be.PutUint64(b[header+offTable:], 1<<40); seal(b); return b }},
 		{"block table", -1, image.ErrTruncated, func(b []byte) []byte { be.PutUint64(b[header+offTable:], ^uint64(0)); seal(b); return b }},
-		{"sector bitmap", 0x12345 * 512, image.ErrTruncated, func(b []byte) []byte { be.PutUint32(b[table:], 0x12345); return b }},
+		{"block table entry 0", image.FileOffset(table), image.ErrTruncated, func(b []byte) []byte { be.PutUint32(b[table:], 0x12345); return b }},
 		{"block table entry 0", image.FileOffset(table), image.ErrInvalid, func(b []byte) []byte { be.PutUint32(b[table:], 0); return b }},
 		{"block table entry 1", image.FileOffset(table) + 4, image.ErrInvalid, func(b []byte) []byte { copy(b[table+4:], b[table:table+4]); return b }},
 		{"block table entry 3", image.FileOffset(table) + 12, image.ErrTruncated, func(b []byte) []byte { return b[:len(b)-sectorSize-8<<10] }},

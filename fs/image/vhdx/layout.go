@@ -32,6 +32,7 @@ const (
 
 	maxVirtual = 64 << 40
 	maxItem    = mebibyte
+	maxLog     = 64 * mebibyte // what is read at once; Hyper-V and QEMU make logs of 1 MiB
 )
 
 // Offsets of the fields of a header.

@@ -179,6 +179,9 @@ func (v *view) replay(h header) (int, error) {
 	if n := int64(h.log.End - h.log.Start); n == 0 {
 		return 0, fail("log length", h.log.Start, "0", "a log, since the header names one", image.ErrInvalid)
 	}
+	if n := int64(h.log.End - h.log.Start); n > maxLog {
+		return 0, fail("log length", h.at+offLogLength, fmt.Sprint(n), fmt.Sprintf("at most %d", maxLog), image.ErrFeature)
+	}
 	b, err := image.ReadField(v.r, v.fileSize, "log", h.log.Start, int64(h.log.End-h.log.Start))
 	if err != nil {
 		return 0, err

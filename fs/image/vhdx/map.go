@@ -51,6 +51,14 @@ func (v *view) table(h header, r regions, m metadata, format image.Format) (*ima
 	}
 	p.b.Chunks(p.bitmaps)
 	p.b.Replayed(v.replayed())
+	if err := p.b.Check(); err != nil {
+		return nil, err
+	}
+	for i := range s.Blocks() {
+		if err := p.partial(i); err != nil {
+			return nil, err
+		}
+	}
 	return p.b.Table()
 }
 
@@ -69,32 +77,47 @@ func (p *mapper) block(i int64) error {
 	case state == stateFull:
 		p.b.Full(i, at)
 	case state == statePartial && p.s.Differencing:
-		m, err := p.chunkBitmap(i / p.s.ChunkRatio)
-		if err != nil {
-			return err
-		}
-		n := p.s.BlockSize / p.s.Sector / 8
-		p.b.Partial(i, at, m[i%p.s.ChunkRatio*n:][:n])
+		p.b.Full(i, at)
+		return p.chunkBitmap(i / p.s.ChunkRatio)
 	default:
 		return fail(fmt.Sprintf("block table entry %d", i), p.s.EntryOffset(i), fmt.Sprintf("state %d", state), "0, 1, 2, 3, 6, or 7 in a differencing image", image.ErrInvalid)
 	}
 	return nil
 }
 
-// chunkBitmap reads the sector bitmap of a chunk, and keeps it for the chunk's next block.
-func (p *mapper) chunkBitmap(chunk int64) ([]byte, error) {
-	if p.chunk == chunk {
-		return p.bitmap, nil
+// chunkBitmap finds the sector bitmap of a chunk.
+func (p *mapper) chunkBitmap(chunk int64) error {
+	if p.bitmaps[chunk] != 0 {
+		return nil
 	}
 	index := chunk*(p.s.ChunkRatio+1) + p.s.ChunkRatio
 	state, at := p.entry(index)
-	if state != stateFull {
-		return nil, fail(fmt.Sprintf("sector bitmap entry %d", chunk), p.s.TableOffset+image.FileOffset(index*entrySize), fmt.Sprintf("state %d", state), "6, since blocks need it", image.ErrInvalid)
+	field, place := fmt.Sprintf("sector bitmap entry %d", chunk), p.s.TableOffset+image.FileOffset(index*entrySize)
+	switch {
+	case state != stateFull:
+		return fail(field, place, fmt.Sprintf("state %d", state), "6, since blocks need it", image.ErrInvalid)
+	case at < reservedTop:
+		return fail(field, place, fmt.Sprintf("a bitmap at %d", at), "behind the headers", image.ErrInvalid)
 	}
-	m, err := image.ReadField(p.v, p.s.FileSize, "sector bitmap", at, mebibyte)
-	if err != nil {
-		return nil, err
+	p.bitmaps[chunk] = at
+	return nil
+}
+
+// partial enters which sectors of a block are there, if it is not all or none.
+func (p *mapper) partial(i int64) error {
+	state, at := p.entry(i + i/p.s.ChunkRatio)
+	if state != statePartial {
+		return nil
 	}
-	p.bitmaps[chunk], p.chunk, p.bitmap = at, chunk, m
-	return m, nil
+	chunk := i / p.s.ChunkRatio
+	if p.chunk != chunk {
+		m, err := image.ReadField(p.v, p.s.FileSize, "sector bitmap", p.bitmaps[chunk], mebibyte)
+		if err != nil {
+			return err
+		}
+		p.chunk, p.bitmap = chunk, m
+	}
+	n := p.s.BlockSize / p.s.Sector / 8
+	p.b.Partial(i, at, p.bitmap[i%p.s.ChunkRatio*n:][:n])
+	return nil
 }

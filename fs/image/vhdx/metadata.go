@@ -109,6 +109,9 @@ func (v *view) item(it *items, e []byte, region image.FileRange, place image.Fil
 	if length > maxItem || at < tableSize || at+length > int64(region.End-region.Start) {
 		return fail("metadata item offset", place+16, fmt.Sprintf("%d bytes at %d", length, at), "at most 1 MiB, within the region", image.ErrInvalid)
 	}
+	if _, twice := it.b[id]; twice {
+		return fail("metadata item", place, id.String()+" once more", "every item once", image.ErrInvalid)
+	}
 	b, err := image.ReadField(v, v.size, "metadata item", region.Start+image.FileOffset(at), length)
 	it.b[id], it.at[id] = b, region.Start+image.FileOffset(at)
 	return err
@@ -124,10 +127,14 @@ func parseLocator(b []byte, off image.FileOffset) (*image.Link, error) {
 		return nil, fail("parent locator type", off, kind.String(), locatorVHDX.String(), image.ErrFeature)
 	}
 	l := &image.Link{}
+	room := len(b) // for text: entries may all name the same bytes
 	for k := range int(le.Uint16(b[18:])) {
 		at := 20 + k*12
 		key, ok1 := part(b, at, 0, 8)
 		value, ok2 := part(b, at, 4, 10)
+		if room -= len(key) + len(value); room < 0 {
+			return nil, fail("parent locator entry", off+image.FileOffset(at), "more text than there is room for", fmt.Sprintf("keys and values within %d bytes", len(b)), image.ErrInvalid)
+		}
 		if !ok1 || !ok2 {
 			return nil, fail("parent locator entry", off+image.FileOffset(at), "a key or value outside", fmt.Sprintf("within its %d bytes", len(b)), image.ErrInvalid)
 		}
