@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
@@ -226,3 +228,9 @@ type comparedSource struct {
 }
 
 func (c comparedSource) ReadAt(p []byte, off int64) (int, error) { return c.file.ReadAt(p, off) }
+
+// ReadAhead makes the kernel read while the blocks before are summed: two workers that take turns do not look like one
+// who reads from the beginning to the end, so it would not by itself.
+func (c comparedSource) ReadAhead(off, n int64) {
+	_ = unix.Fadvise(int(c.file.Fd()), off, n, unix.FADV_WILLNEED) // advice
+}

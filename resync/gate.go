@@ -82,6 +82,7 @@ type line[T any] struct {
 	workers int
 	depth   int                                   // strides on their way
 	bytes   func(T) int64                         // what a stride reads
+	ahead   func(T)                               // if set, told of a stride when its turn to wait for a worker begins
 	worker  func() func(context.Context, T) error // makes one worker with its memory
 	finish  func(T) error                         // in order, one at a time
 }
@@ -121,6 +122,9 @@ func (l *line[T]) run(ctx context.Context, items iter.Seq[T]) error {
 			}
 			j := &job[T]{item: item, done: make(chan struct{})}
 			queue = append(queue, j)
+			if l.ahead != nil {
+				l.ahead(item)
+			}
 			jobs <- j
 		}
 		if len(queue) == 0 {

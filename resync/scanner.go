@@ -20,8 +20,8 @@ type (
 
 const (
 	stride  = extent.ChunkSize // bytes of one read
-	workers = 2                // one reads while the other computes, and reads ahead
-	depth   = 2 * workers      // strides in the pipeline
+	workers = 2                // one reads while the other computes
+	depth   = 4 * workers      // strides in the pipeline; those that no worker has yet are read ahead
 )
 
 // Source is the disk image that may differ. It is only read (I8). Guest writes
@@ -38,6 +38,10 @@ type Source interface {
 	// order of the list that Suspect returned, after every Mark inside r.
 	Compared(r fileRange) error
 }
+
+// ReadAhead is a Source that can begin to read before it is asked: the next ReadAt calls are for [off, off+n) of the
+// file, among others. It does not wait for the disk if it can help it, and has nothing to report: the read itself tells.
+type ReadAhead interface{ ReadAhead(off, n int64) }
 
 // Table is the model of the target: checksum.Table is one.
 type Table interface {
@@ -154,6 +158,9 @@ func (s *Scanner) pass(ctx context.Context, suspect []fileRange) error {
 			c := &comparer{deps: s.deps, buf: make([]byte, stride)}
 			return func(_ context.Context, j *scanned) error { return c.compare(j) }
 		},
+	}
+	if src, ok := s.deps.Source.(ReadAhead); ok {
+		l.ahead = func(j *scanned) { src.ReadAhead(j.file.Offset(), j.file.Bytes()) }
 	}
 	return l.run(ctx, strides(suspect))
 }
