@@ -55,7 +55,7 @@ type ExportRequest struct {
 	Point PointSpec
 	// Output is a file for one disk and a directory for all.
 	Output string
-	// Format is FormatVHD or FormatRaw; "" is FormatVHD.
+	// Format is FormatVHD, FormatRaw or FormatVHDX; "" is FormatVHD.
 	Format string
 	// Force allows to overwrite files.
 	Force bool
@@ -63,8 +63,9 @@ type ExportRequest struct {
 
 // The formats of an export.
 const (
-	FormatVHD = "vhd"
-	FormatRaw = "raw"
+	FormatVHD  = "vhd"
+	FormatRaw  = "raw"
+	FormatVHDX = "vhdx"
 )
 
 // ExportResult is what was written. Time is the point's.

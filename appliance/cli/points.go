@@ -95,7 +95,7 @@ func (a *app) exportCommand() *cobra.Command {
 	var asJSON, background bool
 	var req ExportRequest
 	cmd := a.command(spec{
-		use:   "export VM[/DISK] --point latest|ID|TIME --output FILE|DIR [--format vhd|raw] [--force] [--target URL] [--background] [--json]",
+		use:   "export VM[/DISK] --point latest|ID|TIME --output FILE|DIR [--format vhd|raw|vhdx] [--force] [--target URL] [--background] [--json]",
 		short: "Bring a VM or a disk back from the target as files", args: cobra.ExactArgs(1),
 		long: "Writes the disks as they were at a recovery point: one disk into a file, a whole VM into a directory. TIME means the\n" +
 			"newest point at or before it. Needs no appliance and no local state, of the configuration only target; without a\n" +
@@ -161,16 +161,20 @@ func checkExport(req *ExportRequest) error {
 		return usagef("--output is missing: a file, or a directory for a whole VM")
 	}
 	switch req.Format {
-	case FormatVHD, FormatRaw:
+	case FormatVHD, FormatRaw, FormatVHDX:
 		return nil
 	case "":
 		req.Format = FormatVHD
-		if ext := strings.ToLower(filepath.Ext(req.Output)); req.Disk != "" && (ext == ".raw" || ext == ".img") {
+		switch ext := strings.ToLower(filepath.Ext(req.Output)); {
+		case req.Disk == "":
+		case ext == ".raw" || ext == ".img":
 			req.Format = FormatRaw
+		case ext == ".vhdx" || ext == ".avhdx":
+			req.Format = FormatVHDX
 		}
 		return nil
 	default:
-		return usagef("--format %q is neither vhd nor raw", req.Format)
+		return usagef("--format %q is neither vhd, raw nor vhdx", req.Format)
 	}
 }
 

@@ -181,6 +181,7 @@ func TestSplitDisk(t *testing.T) {
 func TestExportFormatFollowsTheFilesName(t *testing.T) {
 	for _, c := range []struct{ disk, output, format, want string }{
 		{"a.vhd", "x.vhd", "", "vhd"}, {"a.vhd", "x.RAW", "", "raw"}, {"a.vhd", "x.img", "", "raw"}, {"a.vhd", "x", "", "vhd"},
+		{"a.vhd", "x.VHDX", "", "vhdx"}, {"a.vhd", "x.vhd", "vhdx", "vhdx"}, {"", "dir.vhdx", "", "vhd"},
 		{"a.vhd", "x.img", "vhd", "vhd"}, {"", "dir.img", "", "vhd"}, {"", "dir", "raw", "raw"},
 	} {
 		req := ExportRequest{Disk: c.disk, Output: c.output, Format: c.format}

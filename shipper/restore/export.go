@@ -8,10 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -19,8 +17,9 @@ import (
 
 // Formats of an export.
 const (
-	FormatVHD = "vhd" // fixed: whole MiB, padded with zeros, and the footer
-	FormatRaw = "raw" // exactly the virtual disk
+	FormatVHD  = "vhd"  // fixed: whole MiB, padded with zeros, and the footer
+	FormatRaw  = "raw"  // exactly the virtual disk
+	FormatVHDX = "vhdx" // dynamic: whole sectors, blocks of zeros left out
 )
 
 // DefaultSyncBytes is how much of the disk is exported between two cursors: what
@@ -36,7 +35,7 @@ const (
 
 // ExportOptions of an export. Zero values are the defaults.
 type ExportOptions struct {
-	Format    string // FormatVHD or FormatRaw
+	Format    string // FormatVHD, FormatRaw or FormatVHDX
 	Force     bool   // replace what has the name, and drop an unfinished export of something else
 	Progress  Progress
 	SyncBytes int64
@@ -47,8 +46,8 @@ func (o ExportOptions) withDefaults() (ExportOptions, error) {
 	if o.Format == "" {
 		o.Format = FormatVHD
 	}
-	if o.Format != FormatVHD && o.Format != FormatRaw {
-		return o, fmt.Errorf("%w: %q, only %s and %s can", ErrFormat, o.Format, FormatVHD, FormatRaw)
+	if o.Format != FormatVHD && o.Format != FormatRaw && o.Format != FormatVHDX {
+		return o, fmt.Errorf("%w: %q, only %s, %s and %s can", ErrFormat, o.Format, FormatVHD, FormatRaw, FormatVHDX)
 	}
 	if o.SyncBytes == 0 {
 		o.SyncBytes = DefaultSyncBytes
@@ -92,6 +91,7 @@ type export struct {
 	opts    ExportOptions
 	path    string
 	file    *os.File // the partial; nil if the output has its name already
+	out     output   // over file
 	cursor  cursor
 	pending int64 // bytes since the last cursor
 }
@@ -171,20 +171,13 @@ func (e *export) open() error {
 		err = f.Truncate(0)
 	}
 	if err == nil {
-		err = f.Truncate(e.fileSize())
+		e.out, err = e.output(f)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", f.Name(), err), f.Close())
 	}
 	e.file = f
 	return nil
-}
-
-func (e *export) fileSize() int64 {
-	if e.opts.Format == FormatVHD {
-		return image.ReplicaSize(e.d.size)
-	}
-	return e.d.size
 }
 
 func (e *export) close() {
@@ -208,22 +201,11 @@ func (e *export) fill(ctx context.Context) error {
 	if err := e.d.compare(e.cursor.sum); err != nil {
 		return errors.Join(err, e.discard())
 	}
-	if e.opts.Format == FormatVHD {
-		footer := image.FixedFooter(image.PaddedSize(e.d.size), footerID(e.d.plan), e.d.plan.Time)
-		if _, err := e.file.WriteAt(footer[:], image.PaddedSize(e.d.size)); err != nil {
-			return err
-		}
+	if err := e.out.finish(); err != nil {
+		return err
 	}
 	e.cursor.Proven = true
 	return e.sync()
-}
-
-// footerID is the same for every export of a disk.
-func footerID(p Plan) [16]byte {
-	if id, err := uuid.Parse(p.Disk.ID); err == nil {
-		return id
-	}
-	return uuid.NewSHA1(uuid.NameSpaceURL, []byte(p.VM+"/"+p.Disk.ID))
 }
 
 // write takes one run, in order.
@@ -252,7 +234,7 @@ func (e *export) writeData(p []byte, off int64) error {
 			n = min(n+extent.BlockSize, len(p))
 		}
 		if n > 0 {
-			if _, err := e.file.WriteAt(p[:n], off); err != nil {
+			if _, err := e.out.WriteAt(p[:n], off); err != nil {
 				return err
 			}
 		} else {
@@ -265,6 +247,9 @@ func (e *export) writeData(p []byte, off int64) error {
 
 // sync makes the data durable, then the cursor that says so.
 func (e *export) sync() error {
+	if err := e.out.flush(); err != nil {
+		return err
+	}
 	if err := e.file.Sync(); err != nil {
 		return err
 	}

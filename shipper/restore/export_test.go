@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
+	"github.com/vhdrelay/vhdrelay/fs/image/vhdx"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog/catalogtest"
@@ -70,20 +72,47 @@ func wantVHD(t *testing.T, path string, disk []byte) {
 	}
 }
 
+// wantVHDX reads the image with our reader and with qemu.
+func wantVHDX(t *testing.T, path string, disk []byte) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := vhdx.Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := imagetest.ReadAll(t, i.Disk(nil))
+	whole := append(bytes.Clone(disk), make([]byte, -len(disk)&511)...)
+	if !bytes.Equal(got, whole) || i.Info.Format != image.VHDXDynamic || len(i.Info.Notes) != 0 {
+		t.Fatalf("%+v; content differs, first at %d", i.Info, firstDifference(got, whole))
+	}
+	if i.Replayed != 0 || i.Table.FileSize != int64(len(b)) || len(b)%mib != 0 {
+		t.Errorf("%d log entries, %d bytes", i.Replayed, len(b))
+	}
+}
+
+// readers are what every format is held against.
+var readers = map[string]func(*testing.T, string, []byte){
+	restore.FormatRaw: wantFile, restore.FormatVHD: wantVHD, restore.FormatVHDX: wantVHDX,
+}
+
 func TestExportEqualsTheOracle(t *testing.T) {
 	w := randomWorld(t, 99, 8)
 	dir := t.TempDir()
 	for id, disks := range w.Oracle {
 		for disk, want := range disks {
-			raw, vhd := filepath.Join(dir, id.String()+disk+".raw"), filepath.Join(dir, id.String()+disk+".vhd")
-			if err := export(t, w, id.String(), disk, raw, restore.ExportOptions{Format: restore.FormatRaw}); err != nil {
-				t.Fatal(err)
+			for format, wantImage := range readers {
+				path := filepath.Join(dir, id.String()+disk+"."+format)
+				if err := export(t, w, id.String(), disk, path, restore.ExportOptions{Format: format}); err != nil {
+					t.Fatal(err)
+				}
+				wantImage(t, path, want)
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
 			}
-			wantFile(t, raw, want)
-			if err := export(t, w, id.String(), disk, vhd, restore.ExportOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			wantVHD(t, vhd, want)
 		}
 	}
 	pins, err := catalog.Pins(t.Context(), w.T, w.VM)
@@ -93,24 +122,33 @@ func TestExportEqualsTheOracle(t *testing.T) {
 }
 
 // The image is what another reader says it is.
-func TestExportedVHDByQemu(t *testing.T) {
+func TestExportedImagesByQemu(t *testing.T) {
 	qemu, err := exec.LookPath("qemu-img")
 	if err != nil {
 		t.Skip("no qemu-img")
 	}
 	w, _, d, ids := chain(t)
 	dir := t.TempDir()
-	vhd, raw := filepath.Join(dir, "a.vhd"), filepath.Join(dir, "a.raw")
-	if err := export(t, w, ids[3].String(), d.ID, vhd, restore.ExportOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	raw := filepath.Join(dir, "a.raw")
 	want := make([]byte, image.PaddedSize(int64(len(d.Data))))
 	copy(want, w.Oracle[ids[3]][d.ID])
 	if err := os.WriteFile(raw, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), qemu, "compare", "-f", "vpc", "-F", "raw", vhd, raw).CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+	for format, driver := range map[string]string{restore.FormatVHD: "vpc", restore.FormatVHDX: "vhdx"} {
+		path := filepath.Join(dir, "a."+format)
+		if err := export(t, w, ids[3].String(), d.ID, path, restore.ExportOptions{Format: format}); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), qemu, "compare", "-f", driver, "-F", "raw", path, raw).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", format, err, out)
+		}
+		if driver == "vpc" { // qemu knows no check of it
+			continue
+		}
+		if out, err := exec.CommandContext(t.Context(), qemu, "check", "-f", driver, path).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", format, err, out)
+		}
 	}
 }
 
@@ -121,16 +159,18 @@ func TestExportIsSparse(t *testing.T) {
 	d.Write(30*mib, []byte("lonely"))
 	w.CompleteDisk(d)
 	w.Close()
-	path := filepath.Join(t.TempDir(), "big.raw")
-	if err := export(t, w, "latest", d.Name, path, restore.ExportOptions{Format: restore.FormatRaw}); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil || info.Size() != 64*mib {
-		t.Fatal(info, err)
-	}
-	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > mib {
-		t.Errorf("%d bytes allocated for one block", used)
+	for format, size := range map[string]int64{restore.FormatRaw: 64 * mib, restore.FormatVHD: 64*mib + image.FooterSize, restore.FormatVHDX: 5 * mib} {
+		path := filepath.Join(t.TempDir(), "big."+format)
+		if err := export(t, w, "latest", d.Name, path, restore.ExportOptions{Format: format}); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil || info.Size() != size {
+			t.Fatal(format, info.Size(), err)
+		}
+		if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > mib {
+			t.Errorf("%s: %d bytes allocated for one block", format, used)
+		}
 	}
 }
 
@@ -187,11 +227,18 @@ func big(t *testing.T) (*catalogtest.World, *fake.Fake, *catalogtest.Disk) {
 
 func TestExportResumesAtEveryGap(t *testing.T) {
 	w, f, d := big(t)
+	for format := range readers {
+		t.Run(format, func(t *testing.T) { resumesAtEveryGap(t, w, f, d, format) })
+	}
+}
+
+func resumesAtEveryGap(t *testing.T, w *catalogtest.World, f *fake.Fake, d *catalogtest.Disk, format string) {
 	for _, point := range []string{restore.PointCursor, restore.PointProven, restore.PointNamed} {
 		for k := range 4 {
-			path := filepath.Join(t.TempDir(), "big.vhd")
+			name := "big." + format
+			path := filepath.Join(t.TempDir(), name)
 			left := k
-			opts := restore.ExportOptions{SyncBytes: 8 * mib, Hook: func(p string) error {
+			opts := restore.ExportOptions{Format: format, SyncBytes: 8 * mib, Hook: func(p string) error {
 				if left--; p == point && left < 0 {
 					return errCrash
 				}
@@ -201,13 +248,13 @@ func TestExportResumesAtEveryGap(t *testing.T) {
 				t.Fatalf("%s %d: %v", point, k, err)
 			}
 			_, before := f.Traffic()
-			if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{}); err != nil {
+			if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: format}); err != nil {
 				t.Fatalf("%s %d, again: %v", point, k, err)
 			}
 			_, after := f.Traffic()
 			t.Logf("%s %d: %d bytes read", point, k, after-before)
-			wantVHD(t, path, d.Data)
-			wantNames(t, filepath.Dir(path), "big.vhd")
+			readers[format](t, path, d.Data)
+			wantNames(t, filepath.Dir(path), name)
 		}
 	}
 }
@@ -356,8 +403,8 @@ func TestExportThatDiffersLeavesNothing(t *testing.T) {
 
 func TestExportFormats(t *testing.T) {
 	w, _, d, _ := chain(t)
-	path := filepath.Join(t.TempDir(), "os.vhdx")
-	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: "vhdx"}); !errors.Is(err, restore.ErrFormat) {
+	path := filepath.Join(t.TempDir(), "os.qcow2")
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: "qcow2"}); !errors.Is(err, restore.ErrFormat) {
 		t.Error(err)
 	}
 }
@@ -399,6 +446,41 @@ func TestExportWholeVM(t *testing.T) {
 	if err := exportAll(t, w, dir, restore.ExportOptions{}); !errors.Is(err, restore.ErrExists) {
 		t.Errorf("over a finished export: %v", err)
 	}
+}
+
+func TestExportWholeVMAsVHDX(t *testing.T) {
+	w := twoDisks(t)
+	dir := t.TempDir()
+	opts := crashAt(restore.PointProven, 0)
+	opts.Format = restore.FormatVHDX
+	if err := exportAll(t, w, dir, opts); !errors.Is(err, errCrash) {
+		t.Fatal(err)
+	}
+	if err := exportAll(t, w, dir, restore.ExportOptions{Format: restore.FormatVHDX}); err != nil {
+		t.Fatal(err)
+	}
+	content := w.Oracle[w.Points[0].ID()]
+	for i, name := range []string{"os.vhdx", "os.VHD.vhdx", "data/d.vhdx"} {
+		wantVHDX(t, filepath.Join(dir, name), content[w.Disks[i].ID])
+	}
+}
+
+// A VHDX that somebody cut while its export was interrupted begins anew: its block table is not what the cursor says.
+func TestExportOfACutVHDXBeginsAnew(t *testing.T) {
+	w, _, d := big(t)
+	path := filepath.Join(t.TempDir(), "big.vhdx")
+	opts := crashAt(restore.PointCursor, 2)
+	opts.Format, opts.SyncBytes = restore.FormatVHDX, 8*mib
+	if err := export(t, w, "latest", d.ID, path, opts); !errors.Is(err, errCrash) {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path+restore.PartialSuffix, 3*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, w, "latest", d.ID, path, restore.ExportOptions{Format: restore.FormatVHDX}); err != nil {
+		t.Fatal(err)
+	}
+	wantVHDX(t, path, d.Data)
 }
 
 func crashAt(point string, k int) restore.ExportOptions {
