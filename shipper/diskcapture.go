@@ -89,8 +89,9 @@ func (c *capture) header(d *disk, info image.Info) segment.Header {
 
 // sealedInfo is format and size of the disk as of the seal.
 func sealedInfo(d *disk, ed EpochDisk) (image.Info, error) {
-	info, err := d.info()
+	info, _ := d.info()
 	if info.Format == "" { // it could not be read when the disk came: it may be now
+		var err error
 		if info, err = d.probe(); err != nil {
 			return info, err
 		}
