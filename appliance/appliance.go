@@ -38,6 +38,7 @@ type Appliance struct {
 	log       *slog.Logger
 	now       func() time.Time
 	hook      func(point string)
+	regions   int // cap of the activity log, see Options
 	host      string
 	machineID string
 
@@ -78,6 +79,8 @@ type Options struct {
 	Log  *slog.Logger
 	Now  func() time.Time   // nil: time.Now
 	Hook func(point string) // called at every failpoint of every stage
+	// ActivityRegions is the cap of active regions of a disk; 0: the journal's.
+	ActivityRegions int
 }
 
 // Serve runs the appliance until ctx ends, then stops it in order: no more
@@ -102,7 +105,7 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 
 // compose makes the appliance's parts that need nothing from outside.
 func compose(conf *config.Config, opts Options) *Appliance {
-	a := &Appliance{work: make(chan *job), log: opts.Log, now: time.Now, hook: opts.Hook, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
+	a := &Appliance{work: make(chan *job), log: opts.Log, now: time.Now, hook: opts.Hook, regions: opts.ActivityRegions, bounds: stopBounds, buffers: shipper.NewBuffers(shipper.DefaultBytesInFlight), pacer: retry.NewPacer()}
 	a.buffers.Limit(a.bandwidth)
 	a.metrics = metrics.New(Version, a.facts)
 	a.conf.Store(conf)
@@ -198,7 +201,7 @@ func (a *Appliance) openState() (func() error, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: journal: %w", errState, err)
 	}
-	a.journal, err = journal.Open(db, journal.Options{Log: a.log, Hook: a.hook, Saved: filepath.Join(dir, "saved"), Now: a.now})
+	a.journal, err = journal.Open(db, journal.Options{ActivityRegions: a.regions, Log: a.log, Hook: a.hook, Saved: filepath.Join(dir, "saved"), Now: a.now})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: journal: %w", errState, err), db.Close())
 	}

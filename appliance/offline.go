@@ -25,7 +25,7 @@ import (
 
 // Points lists the recovery points of a VM at a target.
 func Points(ctx context.Context, c config.Target, vm string) (control.Points, error) {
-	t, err := openTarget(ctx, c, false, slog.Default())
+	t, err := openTarget(ctx, c, false, slog.Default(), nil)
 	if err != nil {
 		return control.Points{}, described(err)
 	}
@@ -68,7 +68,7 @@ func lookedUp(ctx context.Context, t target.Target, err error) error {
 
 // hold opens a session on the point that is asked for.
 func hold(ctx context.Context, c config.Target, vm, disk string, point cli.PointSpec) (*restore.Session, error) {
-	t, err := openTarget(ctx, c, false, slog.Default())
+	t, err := openTarget(ctx, c, false, slog.Default(), nil)
 	if err != nil {
 		return nil, described(err)
 	}

@@ -20,7 +20,7 @@ func preflightOptions(c *config.Config, vm string, progress func(control.Progres
 	return preflight.Options{
 		Config: c, VM: vm, Belongs: belongs, Progress: progress,
 		Open: func(ctx context.Context) (target.Target, error) {
-			return openTarget(ctx, c.Target, false, slog.New(slog.DiscardHandler))
+			return openTarget(ctx, c.Target, false, slog.New(slog.DiscardHandler), nil)
 		},
 	}
 }

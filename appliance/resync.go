@@ -276,7 +276,7 @@ func (r *resyncer) compare(ctx context.Context, t task) error {
 	if !ready {
 		return nil
 	}
-	s := resync.New(resync.Deps{Source: c.source, Table: c.table, Layout: c.layout}, resync.Options{Reason: t.reason, Yield: r.m.store.yield})
+	s := resync.New(resync.Deps{Source: c.source, Table: c.table, Layout: c.layout}, resync.Options{Reason: t.reason, Yield: r.m.store.yield, Hook: r.m.app.hook})
 	r.start(s, func() control.Resync { return shown(s.Progress(), resync.Cost{}, t) })
 	report, err := s.Run(ctx)
 	if err != nil {

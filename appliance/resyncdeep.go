@@ -43,7 +43,7 @@ func (r *resyncer) deep(ctx context.Context, t task) error {
 		Passed: func(at extent.DiskBlock) error {
 			from.At = at
 			return r.wishes.passed(name, from)
-		}}, resync.Options{Reason: t.reason, Yield: r.m.store.yield})
+		}}, resync.Options{Reason: t.reason, Yield: r.m.store.yield, Hook: r.m.app.hook})
 	r.start(d, func() control.Resync { return shown(d.Report().Progress, d.Report().Cost, t) })
 	report, err := d.Run(ctx, from.At)
 	after := context.WithoutCancel(ctx)
@@ -82,7 +82,7 @@ func (r *resyncer) match(ctx context.Context, t task) error {
 		return err
 	}
 	m := resync.NewMatch(resync.MatchDeps{Source: t.a.file, Layout: layout, Table: table, Replica: w,
-		Passed: func(at extent.DiskBlock) error { return r.m.pipeline.NoteMatched(id, at) }}, resync.Options{Reason: t.reason, Yield: r.m.store.yield})
+		Passed: func(at extent.DiskBlock) error { return r.m.pipeline.NoteMatched(id, at) }}, resync.Options{Reason: t.reason, Yield: r.m.store.yield, Hook: r.m.app.hook})
 	r.start(m, func() control.Resync { return shown(m.Report().Progress, m.Report().Cost, t) })
 	report, err := m.Run(ctx, r.m.pipeline.MatchedTo(id))
 	if err = errors.Join(err, w.Close(context.WithoutCancel(ctx))); err != nil {

@@ -38,7 +38,7 @@ func (a *Appliance) openTarget(ctx context.Context) (target.Target, error) {
 	if _, err := a.journal.Load(docTarget, &known); err != nil {
 		return nil, err
 	}
-	t, err := openTarget(ctx, conf, known.URL != conf.URL, a.log)
+	t, err := openTarget(ctx, conf, known.URL != conf.URL, a.log, a.hook)
 	if err != nil {
 		return nil, err
 	}
@@ -52,14 +52,14 @@ func (a *Appliance) openTarget(ctx context.Context) (target.Target, error) {
 }
 
 // openTarget opens the target that the config names; create makes an empty place
-// one where the credentials allow it.
-func openTarget(ctx context.Context, c config.Target, create bool, log *slog.Logger) (target.Target, error) {
+// one where the credentials allow it. hook is for the failpoints of a directory.
+func openTarget(ctx context.Context, c config.Target, create bool, log *slog.Logger, hook func(string)) (target.Target, error) {
 	if strings.HasPrefix(c.URL, "dir:") {
 		path, err := dir.Path(c.URL)
 		if err != nil {
 			return nil, err
 		}
-		return dir.Open(path, dir.Options{Create: create})
+		return dir.Open(path, dir.Options{Create: create, Hook: hook})
 	}
 	t, err := pageblob.Open(ctx, pageblob.Options{
 		URL: c.URL, CAFile: c.CAFile, Log: log,

@@ -35,6 +35,7 @@ type DeepReport struct {
 type Deep struct {
 	gate
 	deps   DeepDeps
+	opts   Options
 	remote remote
 	holes  holes
 
@@ -43,7 +44,7 @@ type Deep struct {
 
 // NewDeep returns a comparison that has not begun.
 func NewDeep(deps DeepDeps, opts Options) *Deep {
-	d := &Deep{gate: gate{yield: opts.Yield}, deps: deps}
+	d := &Deep{gate: gate{yield: opts.Yield}, deps: deps, opts: opts}
 	d.remote.Replica = deps.Replica
 	d.holes.remote = &d.remote
 	return d
@@ -98,9 +99,11 @@ func (d *Deep) strides(ctx context.Context, from, end extent.DiskBlock, failed *
 
 func (d *Deep) finish(j *deepJob) error {
 	if !j.found.Empty() {
+		d.opts.at(PointBeforeForget)
 		if err := d.deps.Forget(j.found.Ranges()...); err != nil {
 			return fmt.Errorf("making entries unknown: %w", err)
 		}
+		d.opts.at(PointAfterForget)
 	}
 	d.differing.Add(j.found.Blocks() * extent.BlockSize)
 	d.skipped.Add(j.skipped * extent.BlockSize)

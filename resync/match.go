@@ -37,6 +37,7 @@ type MatchDeps struct {
 type Match struct {
 	gate
 	deps   MatchDeps
+	opts   Options
 	remote remote
 	holes  holes
 
@@ -46,7 +47,7 @@ type Match struct {
 
 // NewMatch returns a comparison that has not begun.
 func NewMatch(deps MatchDeps, opts Options) *Match {
-	m := &Match{gate: gate{yield: opts.Yield}, deps: deps}
+	m := &Match{gate: gate{yield: opts.Yield}, deps: deps, opts: opts}
 	m.remote.Replica = deps.Replica
 	m.holes.remote = &m.remote
 	return m
@@ -85,6 +86,7 @@ func (m *Match) Run(ctx context.Context, from extent.DiskBlock) (DeepReport, err
 	if err = errors.Join(listed, err, m.deps.Table.Sync()); err != nil {
 		err = fmt.Errorf("matching the source with the target: %w", err)
 	} else if m.deps.Passed != nil {
+		m.opts.at(PointBeforeMatched)
 		err = m.deps.Passed(end)
 	}
 	return m.Report(), err
@@ -111,6 +113,7 @@ func (m *Match) finish(j *matchJob) error {
 	if err := m.deps.Table.Sync(); err != nil {
 		return err
 	}
+	m.opts.at(PointBeforeMatched)
 	return m.deps.Passed(j.disk.End)
 }
 

@@ -77,6 +77,8 @@ type Options struct {
 	// returns when the comparison may go on: guest I/O comes first. An error ends
 	// the run.
 	Yield func(ctx context.Context, n int) error
+	// Hook is called at every point of Points; nil: not.
+	Hook func(point string)
 }
 
 // Progress is how far a comparison is, in bytes. Compared counts what need not
@@ -181,6 +183,7 @@ func strides(suspect []fileRange) iter.Seq[*scanned] {
 // finish hands the result of a stride over, in order: first what differs, then
 // that it was compared (I4).
 func (s *Scanner) finish(j *scanned) error {
+	s.opts.at(PointBeforeMark)
 	differing := j.unknown
 	for _, r := range j.differing {
 		s.deps.Source.Mark(r)
@@ -188,10 +191,12 @@ func (s *Scanner) finish(j *scanned) error {
 	}
 	s.differing.Add(differing * extent.BlockSize)
 	s.unknown.Add(j.unknown * extent.BlockSize)
+	s.opts.at(PointBeforeCompared)
 	if err := s.deps.Source.Compared(j.file); err != nil {
 		return fmt.Errorf("recording file blocks %v as compared: %w", j.file, err)
 	}
 	s.compared.Add(j.file.Bytes())
+	s.opts.at(PointAfterCompared)
 	return nil
 }
 

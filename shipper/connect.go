@@ -61,7 +61,7 @@ func (v *VM) openTarget(ctx context.Context) error {
 		return err
 	}
 	v.target = t
-	v.pruner = retention.NewPruner(t, v, v.opts.Name, retention.Options{Now: v.opts.Now})
+	v.pruner = retention.NewPruner(t, v, v.opts.Name, retention.Options{Now: v.opts.Now, Hook: v.opts.Hook})
 	return nil
 }
 

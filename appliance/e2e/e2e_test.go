@@ -99,6 +99,17 @@ func TestE2EPowerCut(t *testing.T) {
 	play(t, false, stage.Small{Cuts: 2}.Run)
 }
 
+// TestE2ECrashes: kills and power cuts at random, and at some failpoints of every kind; the acceptance stages do hundreds, and all.
+func TestE2ECrashes(t *testing.T) {
+	needs(t, "losetup", "mkfs.ext4", "findmnt")
+	play(t, false, stage.Crashes)
+}
+
+func TestE2EFailpoints(t *testing.T) {
+	needs(t, "losetup", "mkfs.ext4", "findmnt")
+	play(t, false, stage.Failpoints)
+}
+
 // TestE2ESyncedWritesSurviveAPowerCut, whatever asked for the sync.
 func TestE2ESyncedWritesSurviveAPowerCut(t *testing.T) {
 	needs(t, "losetup", "mkfs.ext4", "findmnt")

@@ -13,11 +13,6 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
-var points = []string{
-	PointBeforePublish, PointAfterPublish, PointBeforeReplace, PointAfterReplace,
-	PointBeforePut, PointBeforeData, PointBeforeSidecar,
-}
-
 // killed is what a failpoint panics with.
 type killed struct{ point string }
 
@@ -240,5 +235,5 @@ func TestEveryPointIsReached(t *testing.T) {
 	ok(t, blobOf(1)(d))
 	ok(t, d.AcquireLease(t.Context(), "vm/b", idA))
 	ok(t, d.DeletePages(t.Context(), "vm/b", idA))
-	wantDied(t, seen, points...)
+	wantDied(t, seen, Points()...)
 }

@@ -46,6 +46,11 @@ const (
 	PointBeforeSidecar = "dir: after blob removed, before its state removed"
 )
 
+// Points lists them all.
+func Points() []string {
+	return []string{PointBeforePublish, PointAfterPublish, PointBeforeReplace, PointAfterReplace, PointBeforePut, PointBeforeData, PointBeforeSidecar}
+}
+
 // Dir is a directory target. It holds the directory open: an unmount in between
 // is refused by the kernel, or leads nowhere else.
 type Dir struct {

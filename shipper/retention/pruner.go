@@ -33,7 +33,17 @@ type Options struct {
 	Grace   time.Duration
 	MaxSkew time.Duration
 	Now     func() time.Time // ours; compared with pins and with the target's clock
+	Hook    func(string)     // called at every point of Points; nil: not
 }
+
+// Failpoints, named after the gap they sit in.
+const (
+	PointRecordDeleted = "retention: after a record was deleted, before the next one and what it needed"
+	PointBlobDeleted   = "retention: after a segment, snapshot or pin was deleted, before the next one"
+)
+
+// Points lists them all.
+func Points() []string { return []string{PointRecordDeleted, PointBlobDeleted} }
 
 // Pruner deletes what the policy of one VM leaves over. Only the VM's writer
 // runs one.
@@ -59,6 +69,9 @@ func NewPruner(t target.Target, clock Clock, vm string, opts Options) *Pruner {
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
+	}
+	if opts.Hook == nil {
+		opts.Hook = func(string) {}
 	}
 	p := &Pruner{t: t, clock: clock, vm: vm, opts: opts}
 	p.mu.unneeded = map[string]time.Time{}
@@ -165,6 +178,7 @@ func (p *Pruner) pruneRecords(ctx context.Context, s *surveyed, policy Policy, r
 			return err
 		}
 		result.Records = append(result.Records, id)
+		p.opts.Hook(PointRecordDeleted)
 	}
 	return nil
 }
@@ -187,6 +201,7 @@ func (p *Pruner) sweepLocked(ctx context.Context, s *surveyed, result *Result) e
 		}
 		if failed = c.remove(ctx, p.t, result); failed == nil {
 			delete(noticed, c.key)
+			p.opts.Hook(PointBlobDeleted)
 		}
 	}
 	result.Unnamed = s.unnamed()

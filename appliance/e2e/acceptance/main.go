@@ -36,6 +36,7 @@ func run(ctx context.Context) error {
 	again := flag.Bool("again", false, "run what has passed too")
 	target := flag.String("target", "azurite", "azurite or dir")
 	binary := flag.String("binary", "", "appliance to test; without it, it is built")
+	at := flag.String("at", "", "regular expression: only failpoints whose name matches")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of every random choice")
 	flag.Parse()
 	match, err := regexp.Compile(*only)
@@ -46,6 +47,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	e := &stage.Env{Dir: *dir, Binary: *binary, Short: *short, Seed: *seed, Out: os.Stdout, Azure: *target == "azurite"}
+	if *at != "" {
+		if e.At, err = regexp.Compile(*at); err != nil {
+			return err
+		}
+	}
 	if e.Binary == "" {
 		if e.Binary, err = rig.Build(ctx, *dir); err != nil {
 			return err

@@ -18,8 +18,8 @@ type process struct {
 	err  error
 }
 
-// start runs a program in the background, both outputs appended to a log file.
-func start(logFile string, env []string, binary string, args ...string) (*process, error) {
+// start runs a program in the background, both outputs appended to a log file; more are its file descriptors from 3 on.
+func start(logFile string, env []string, more []*os.File, binary string, args ...string) (*process, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func start(logFile string, env []string, binary string, args ...string) (*proces
 	defer log.Close()
 	fmt.Fprintf(log, "--- %s start %v\n", time.Now().UTC().Format(time.RFC3339Nano), args)
 	p := &process{cmd: exec.Command(binary, args...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = log, log, env
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env, p.cmd.ExtraFiles = log, log, env, more
 	// A group of its own: an interrupt of the terminal is for the harness, which ends the appliance in its own order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/failpoint"
 )
 
 // Options say where an appliance lives and what it is told. Dir and Binary are needed, and URL.
@@ -28,6 +30,10 @@ type Options struct {
 
 	Window string // resync.window as YAML; "": comparisons may run at any time
 
+	// Mortal is the command mortal, if that is to serve instead of the binary: it takes orders.
+	Mortal string
+	Orders []failpoint.Order // of its beginning
+
 	Env   []string // NAME=VALUE of the appliance and its commands, beside ours
 	Debug bool     // the appliance logs all it can
 
@@ -35,12 +41,14 @@ type Options struct {
 	ApplyInterval time.Duration // 20 s
 	SpoolLimit    int64         // bytes, 0: the appliance's default
 	Compression   string        // "": the appliance's default
+	Dense         string        // recovery_points.dense, and no sparse ones; "": the defaults
 }
 
 // Rig is one appliance and what belongs to it. It is not safe for concurrent use, the commands of its CLI are.
 type Rig struct {
 	Options
-	proc *process
+	proc  *process
+	reins *failpoint.Harness // of a mortal one
 }
 
 // New makes the directories and the configuration. It detaches a mount that an earlier run left at the mount point.
@@ -98,6 +106,9 @@ func (r *Rig) Configure() error {
 	if r.Compression != "" {
 		fmt.Fprintf(&b, "  compression: %s\n", r.Compression)
 	}
+	if r.Dense != "" {
+		fmt.Fprintf(&b, "  recovery_points: {dense: %s, hourly: 0s, daily: 0s}\n", r.Dense)
+	}
 	return os.WriteFile(r.config(), []byte(b.String()), 0o600)
 }
 
@@ -111,18 +122,9 @@ const startTimeout = 60 * time.Second
 
 // Start runs the appliance and returns when the store is mounted and the control socket answers.
 func (r *Rig) Start(ctx context.Context) error {
-	if r.proc != nil {
-		return errors.New("the appliance is running")
-	}
-	args := []string{"serve", "--config", r.config()}
-	if r.Debug {
-		args = append(args, "--debug")
-	}
-	p, err := start(r.LogFile(), r.environ(), r.Binary, args...)
-	if err != nil {
+	if err := r.Launch(); err != nil {
 		return err
 	}
-	r.proc = p
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	return r.Await(ctx, "the appliance to serve", func() (bool, error) {
@@ -132,6 +134,22 @@ func (r *Rig) Start(ctx context.Context) error {
 		_, err := r.Status(ctx)
 		return err == nil, nil
 	})
+}
+
+// Launch runs the appliance and returns at once: it may die before it serves.
+func (r *Rig) Launch() (err error) {
+	if r.proc != nil {
+		return errors.New("the appliance is running")
+	}
+	if r.Mortal != "" {
+		return r.launchMortal()
+	}
+	args := []string{"serve", "--config", r.config()}
+	if r.Debug {
+		args = append(args, "--debug")
+	}
+	r.proc, err = start(r.LogFile(), r.environ(), nil, r.Binary, args...)
+	return err
 }
 
 // environ is the environment of what is run.
@@ -252,8 +270,16 @@ func (r *Rig) Memory() (int64, error) {
 
 // Build compiles the appliance into dir and returns the path of the binary.
 func Build(ctx context.Context, dir string) (string, error) {
-	out := filepath.Join(dir, "vhdrelay")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, "github.com/vhdrelay/vhdrelay/appliance/cmd/vhdrelay")
+	return build(ctx, filepath.Join(dir, "vhdrelay"), "github.com/vhdrelay/vhdrelay/appliance/cmd/vhdrelay")
+}
+
+// BuildMortal compiles the command mortal.
+func BuildMortal(ctx context.Context, dir string) (string, error) {
+	return build(ctx, filepath.Join(dir, "mortal"), "github.com/vhdrelay/vhdrelay/appliance/e2e/mortal")
+}
+
+func build(ctx context.Context, out, pkg string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, text)

@@ -119,7 +119,7 @@ while :; do read -r _ < "$3.never"; done`
 				t.Fatal(err)
 			}
 		}
-		p, err := start(r.LogFile(), r.environ(), r.Binary, "serve", "--config", r.config())
+		p, err := start(r.LogFile(), r.environ(), nil, r.Binary, "serve", "--config", r.config())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +144,7 @@ func TestMemoryOfAProcess(t *testing.T) {
 	if _, err := r.Memory(); err == nil {
 		t.Fatal("nobody runs")
 	}
-	p, err := start(r.LogFile(), r.environ(), r.Binary)
+	p, err := start(r.LogFile(), r.environ(), nil, r.Binary)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestDirTarget(t *testing.T) {
 func TestStopChecksWhatIsLeft(t *testing.T) {
 	r := newRig(t, `[ "$1 $2" = "journal check" ] && { echo "tables/x.table: rotten" >&2; exit 7; }
 exit 0`)
-	p, err := start(r.LogFile(), r.environ(), r.Binary, "serve", "--config", r.config())
+	p, err := start(r.LogFile(), r.environ(), nil, r.Binary, "serve", "--config", r.config())
 	if err != nil {
 		t.Fatal(err)
 	}

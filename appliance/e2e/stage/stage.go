@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"time"
 
@@ -20,8 +21,9 @@ type Env struct {
 	Binary string // of the appliance
 	Short  bool   // about a tenth of the time
 	Seed   uint64
-	Out    io.Writer // progress, a line each
-	Azure  bool      // Azurite as the target, else a directory
+	Out    io.Writer      // progress, a line each
+	Azure  bool           // Azurite as the target, else a directory
+	At     *regexp.Regexp // of the stage failpoints, the points whose name matches; nil: all
 }
 
 // Stage is one long test.
@@ -48,6 +50,8 @@ var All = []Stage{
 	{"damaged", "the replica damaged by others: found to the block, repaired, and one request if it was not", Damaged},
 	{"rebuilt", "the state directory lost, then the machine: what the target has is not sent again", Rebuilt},
 	{"overrun", "three times the spool changed during a resync: it ends, old points stay, new ones come", Overrun},
+	{"crashes", "500 kills and 500 power cuts at random moments, a point judged after each; resumes within the stage", Crashes},
+	{"failpoints", "SIGKILL and a power cut at every failpoint of the data path", Failpoints},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
 

@@ -18,12 +18,14 @@ const MostBlocks = 64
 
 // Load is what writers do. The zero value of a field means its default.
 type Load struct {
-	Writers int     // 4
-	Modes   []Mode  // of the writers, in turn; direct, buffered, synced
-	Rate    int64   // bytes a second of all writers together, 20 MB
-	Seed    uint64  // printed by whoever starts the load
-	Span    []Span  // per disk, the blocks that are written; empty or absent: all
-	Hot     float64 // share of the writes that goes to the first 256 blocks of a span, 0.4: rewritten all the time
+	Writers int    // 4
+	Modes   []Mode // of the writers, in turn; direct, buffered, synced
+	Rate    int64  // bytes a second of all writers together, 20 MB
+	Seed    uint64 // printed by whoever starts the load
+	Span    []Span // per disk, the blocks that are written; empty or absent: all
+	// Where, if set, says before every write which blocks of a disk are written, instead of Span. It is called by all writers.
+	Where func(disk int) Span
+	Hot   float64 // share of the writes that goes to the first 256 blocks of a span, 0.4: rewritten all the time
 
 	Open func(path string, flags int) (File, error) // of a disk; os.OpenFile, or a guest's that is reached otherwise
 }
@@ -128,6 +130,9 @@ func (w *writer) choose() (disk int, first int64, count int32) {
 	span := Span{To: w.log.Blocks(disk)}
 	if disk < len(w.load.Span) && w.load.Span[disk].To > 0 {
 		span = w.load.Span[disk]
+	}
+	if w.load.Where != nil {
+		span = w.load.Where(disk)
 	}
 	blocks := span.To - span.From
 	count = 1
