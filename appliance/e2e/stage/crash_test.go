@@ -36,7 +36,7 @@ func TestShortFormIsAHandful(t *testing.T) {
 		}
 		n += len(r.points)
 	}
-	if n < 5 || n > 10 {
+	if n < 4 || n > 6 {
 		t.Errorf("%d points", n)
 	}
 }

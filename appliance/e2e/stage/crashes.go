@@ -34,7 +34,7 @@ type Crashed struct {
 // Crashes are random: SIGKILL and power cuts at any moment under load, a point judged after each. Batches are noted in a
 // ledger, so that an interrupted run goes on where it stopped.
 func Crashes(ctx context.Context, e *Env, r *Report) error {
-	return crashes(ctx, e, r, e.count(500, 3))
+	return crashes(ctx, e, r, e.count(500, 2))
 }
 
 func crashes(ctx context.Context, e *Env, r *Report, n int) error {
@@ -134,7 +134,7 @@ func (a *asking) failed() error {
 // ended stops the appliance cleanly after the last crash and judges points that nobody asked for.
 func (c *crasher) ended(ctx context.Context) error {
 	before := len(c.report.Failures())
-	if err := c.checkAll(ctx, 2*batch); err != nil {
+	if err := c.checkAll(ctx, c.env.count(2*batch, 10)); err != nil {
 		return err
 	}
 	if f := c.report.Failures(); len(f) > before {

@@ -23,7 +23,7 @@ func Failpoints(ctx context.Context, e *Env, r *Report) error {
 	return failAt(ctx, e, r, all)
 }
 
-// sampled is a handful of points, of each road at most two.
+// sampled is a handful of points, one of a road, but two of what a load comes to.
 func sampled(e *Env, all []road) []road {
 	rng := e.rng(7)
 	var some []road
@@ -33,7 +33,11 @@ func sampled(e *Env, all []road) []road {
 		}
 		points := slices.Clone(w.points)
 		rng.Shuffle(len(points), func(i, j int) { points[i], points[j] = points[j], points[i] })
-		w.points = points[:min(2, len(points))]
+		n := 1
+		if len(some) == 0 {
+			n = 2
+		}
+		w.points = points[:n]
 		some = append(some, w)
 	}
 	return some

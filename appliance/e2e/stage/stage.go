@@ -158,6 +158,9 @@ func remove(dir string) error {
 func (e *Env) Clean() error {
 	entries, err := os.ReadDir(e.Dir)
 	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue // a ledger or a binary
+		}
 		err = errors.Join(err, remove(filepath.Join(e.Dir, entry.Name())))
 	}
 	return errors.Join(err, os.RemoveAll(e.Dir))
