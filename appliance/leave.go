@@ -336,7 +336,7 @@ func (a *Appliance) forgetLocal(vm, id string) error {
 	return a.journal.ForgetVM(vm)
 }
 
-// removeTables removes the checksum tables of all disks the pipeline ever knew.
+// removeTables removes the checksum tables and block tables of all disks the pipeline ever knew.
 func (a *Appliance) removeTables(id string) error {
 	prefix := "disk/" + id + "/"
 	keys, err := a.journal.Documents(prefix)
@@ -344,9 +344,15 @@ func (a *Appliance) removeTables(id string) error {
 		return err
 	}
 	for _, key := range keys {
-		path := filepath.Join(a.tableDir(), strings.TrimPrefix(key, prefix)+".table")
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		disk := filepath.Join(a.tableDir(), strings.TrimPrefix(key, prefix))
+		blocks, err := filepath.Glob(disk + ".blocks-*")
+		if err != nil {
 			return err
+		}
+		for _, path := range append(blocks, disk+".table") {
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 		}
 	}
 	return nil
