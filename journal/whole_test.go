@@ -59,6 +59,9 @@ func TestI3_WholeDiskIsProtectedUntilItsListIsNarrowed(t *testing.T) {
 	if err := sd.PeekBlocks(blocks(3, 4), make([]byte, extent.BlockSize)); !errors.Is(err, ErrNotListed) {
 		t.Errorf("a block that left the list: %v", err)
 	}
+	if got := peek(t, sd, 50); got != 1 {
+		t.Errorf("block 50, saved before the list was narrowed, is %d", got)
+	}
 	sd.Done(blocks(50, 51))
 	write(t, d, f, 4, 1, 8)
 	if got := [2]uint64{peek(t, sd, 4), peek(t, sd, 51)}; got != [2]uint64{2, 1} {
@@ -82,6 +85,9 @@ func TestI4_WholeDiskIsGivenBack(t *testing.T) {
 	write(t, d, f, 60, 1, 5)
 	if s.SavedBytes() != 0 || s.Disks[0].ListBlocks() != 0 {
 		t.Errorf("%d bytes saved, %d listed", s.SavedBytes(), s.Disks[0].ListBlocks())
+	}
+	if d.inSealed(0) {
+		t.Error("its regions may not leave the activity log")
 	}
 	spooled(t, s)
 	if n := d.PendingBlocks(); n != 3 {
