@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
@@ -133,4 +134,13 @@ func (m *modelImage) nextData(off int64) (start, end int64, err error) {
 func (m *modelImage) probe() (image.Info, error) {
 	size, _ := m.Size()
 	return formats.Probe(m.name, m, size)
+}
+
+func mustProbe(t testing.TB, m *modelImage) image.Info {
+	t.Helper()
+	info, err := m.probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
 }
