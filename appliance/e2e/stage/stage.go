@@ -40,6 +40,7 @@ var All = []Stage{
 	{"format", "the replica as downloaded is a fixed VHD to others", Format},
 	{"sparse", "24 GiB with little data: the data is moved, not the holes", Sparse},
 	{"outage", "the target away under load: no guest error, no slower write, within the quota", Outage},
+	{"away6", "six minutes without the target: tried as the schedule says, Normal, Warning and Normal again, replicating within five seconds of its return", Away6},
 	{"quota", "a spool far too small for an outage: it converges, points resume", Quota},
 	{"storm", "faults, kills, a small spool and a lost state directory together", Storm},
 	{"synced", "a write that is durable when answered survives a power cut, in an active region", Synced},
