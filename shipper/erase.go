@@ -29,7 +29,7 @@ type Erasure struct {
 // goes on where it was. A VM that is not there is a success. No pipeline of the VM
 // may run.
 func (e Erasure) Run(ctx context.Context) error {
-	err := e.mine(ctx)
+	_, err := e.mine(ctx)
 	if errors.Is(err, catalog.ErrNoVM) {
 		return nil
 	}
@@ -39,33 +39,35 @@ func (e Erasure) Run(ctx context.Context) error {
 	if err := e.records(ctx); err != nil {
 		return fmt.Errorf("delete the recovery points of %s: %w", e.VM, err)
 	}
-	if err := e.mine(ctx); err != nil {
+	etag, err := e.mine(ctx)
+	if err != nil {
 		return err
 	}
 	if err := e.blobs(ctx); err != nil {
 		return fmt.Errorf("delete the replica of %s: %w", e.VM, err)
 	}
-	return e.repeat(ctx, func(ctx context.Context) error { return e.Target.Delete(ctx, catalog.VMDocName(e.VM)) })
+	// Under If-Match: the VM may be protected again while a request of this one is on its way still.
+	return e.repeat(ctx, func(ctx context.Context) error { return e.Target.DeleteIf(ctx, catalog.VMDocName(e.VM), etag) })
 }
 
 func (e Erasure) repeat(ctx context.Context, op func(context.Context) error) error {
 	return retry.Do(ctx, retry.Policy{Idempotent: true, Pacer: e.Pacer}, op)
 }
 
-// mine reads vm.json, which must be ours.
-func (e Erasure) mine(ctx context.Context) error {
+// mine reads vm.json, which must be ours, and returns its ETag.
+func (e Erasure) mine(ctx context.Context) (etag string, err error) {
 	var doc catalog.VMDoc
-	err := e.repeat(ctx, func(ctx context.Context) (err error) {
-		doc, _, err = catalog.LoadVM(ctx, e.Target, e.VM)
+	err = e.repeat(ctx, func(ctx context.Context) (err error) {
+		doc, etag, err = catalog.LoadVM(ctx, e.Target, e.VM)
 		return err
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
 	if doc.VMID == e.ID && doc.Generation == e.Generation {
-		return nil
+		return etag, nil
 	}
-	return &Problem{Code: "replica-not-ours", Class: retry.NonRecoverable,
+	return "", &Problem{Code: "replica-not-ours", Class: retry.NonRecoverable,
 		Action: "delete it from the host that owns it, or keep it: vhdrelay unprotect " + e.VM,
 		Err: fmt.Errorf("vm %s: generation %d at the target belongs to host %s, ours was %d: %w",
 			e.VM, doc.Generation, doc.Owner.Host, e.Generation, ErrFenced)}

@@ -44,7 +44,7 @@ func TestEraseInOrder(t *testing.T) {
 		r, e := erasable(t)
 		var deleted []string
 		r.target.SetHook(func(op fake.Op) fake.Fault {
-			if op.Method == "Delete" || op.Method == "DeletePages" {
+			if op.Method == "Delete" || op.Method == "DeleteIf" || op.Method == "DeletePages" {
 				deleted = append(deleted, op.Name)
 			}
 			return fake.Fault{}
@@ -114,6 +114,30 @@ func TestI7_NothingOfAnotherWriterIsErased(t *testing.T) {
 		}
 		if after := names(t, r.target); !slices.Equal(after, before) {
 			t.Errorf("%q, before %q", after, before)
+		}
+	})
+}
+
+// A delete of vm.json whose answer was lost lands after the VM was protected again: the new life stays.
+func TestI7_LateDeleteSparesTheNextLife(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r, e := erasable(t)
+		lost := false
+		r.target.SetHook(func(op fake.Op) fake.Fault {
+			if op.Name == catalog.VMDocName("vm") && strings.HasPrefix(op.Method, "Delete") && !lost {
+				lost = true
+				return fake.Fault{Kind: fake.Late}
+			}
+			return fake.Fault{}
+		})
+		r.must(e.Run(t.Context()))
+		if !lost {
+			t.Fatal("nothing was late")
+		}
+		r.must(catalog.CreateVM(t.Context(), r.target, catalog.VMDoc{Version: catalog.FormatVersion, Name: "vm", VMID: e.ID, Generation: e.Generation + 1}))
+		r.target.Land()
+		if doc, _, err := catalog.LoadVM(t.Context(), r.target, "vm"); err != nil || doc.Generation != e.Generation+1 {
+			t.Errorf("%+v, %v", doc, err)
 		}
 	})
 }

@@ -71,6 +71,12 @@ func (m measured) Delete(ctx context.Context, name string) (err error) {
 	return m.t.Delete(ctx, name)
 }
 
+// DeleteIf is the target's.
+func (m measured) DeleteIf(ctx context.Context, name, etag string) (err error) {
+	defer func(begin time.Time) { m.done("DeleteIf", begin, err) }(time.Now())
+	return m.t.DeleteIf(ctx, name, etag)
+}
+
 // CreatePages is the target's.
 func (m measured) CreatePages(ctx context.Context, name string, size, sequence int64) (err error) {
 	defer func(begin time.Time) { m.done("CreatePages", begin, err) }(time.Now())

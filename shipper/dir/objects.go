@@ -118,6 +118,27 @@ func (d *Dir) Delete(ctx context.Context, name string) error {
 	})
 }
 
+// DeleteIf implements target.Target.
+func (d *Dir) DeleteIf(ctx context.Context, name, etag string) error {
+	return d.run(ctx, "DeleteIf", name, func(rel string) error {
+		unlock, err := d.lockObjects(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		found, err := d.readObject(rel)
+		switch {
+		case errors.Is(err, target.ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case contentETag(found) != etag:
+			return target.ErrCondition
+		}
+		return d.remove(rel)
+	})
+}
+
 // List implements target.Target.
 func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[target.Item, error] {
 	return func(yield func(target.Item, error) bool) {

@@ -182,6 +182,7 @@ func TestSuccessUnless(t *testing.T) {
 	tgt := serve(t, refuse(404, "ContainerNotFound")).target(t, Options{})
 	for what, err := range map[string]error{
 		"Delete":         tgt.Delete(t.Context(), "n"),
+		"DeleteIf":       tgt.DeleteIf(t.Context(), "n", `"0x9"`),
 		"DeletePages":    tgt.DeletePages(t.Context(), "n", leaseID),
 		"DeleteSnapshot": tgt.DeleteSnapshot(t.Context(), "n", snapID),
 		"Probe":          tgt.Probe(t.Context()),

@@ -90,6 +90,7 @@ var operations = []operation{
 		return nil, err
 	}},
 	{"Delete", (*scene).withObject, func(s *scene, t *Target) (any, error) { return nil, t.Delete(s.ctx, s.object()) }},
+	{"DeleteIf", (*scene).withObject, func(s *scene, t *Target) (any, error) { return nil, t.DeleteIf(s.ctx, s.object(), s.etag) }},
 	{"List", (*scene).withSnapshot, func(s *scene, t *Target) (any, error) {
 		var names []string
 		for item, err := range t.List(s.ctx, s.dir+"/") {

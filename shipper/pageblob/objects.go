@@ -129,17 +129,25 @@ func (t *Target) upload(ctx context.Context, method, name string, data []byte, c
 
 // Delete removes a small object or an unleased page blob; see target.Target.
 func (t *Target) Delete(ctx context.Context, name string) error {
-	return t.remove(ctx, "Delete", name, "")
+	return t.remove(ctx, "Delete", name, "", "")
+}
+
+// DeleteIf removes a small object under If-Match; see target.Target.
+func (t *Target) DeleteIf(ctx context.Context, name, etag string) error {
+	if etag == "" {
+		return target.Refused("DeleteIf", name, fmt.Errorf("%w: no etag given", target.ErrCondition))
+	}
+	return t.remove(ctx, "DeleteIf", name, "", etag)
 }
 
 // remove deletes a blob; one that is absent is gone. Its snapshots are never deleted along with it.
-func (t *Target) remove(ctx context.Context, method, name, lease string) error {
+func (t *Target) remove(ctx context.Context, method, name, lease, etag string) error {
 	o := op{method: method, name: name}
 	if err := target.CheckName(name); err != nil {
 		return target.Refused(o.method, name, err)
 	}
 	err := t.do(ctx, o, func(ctx context.Context, c *container.Client) error {
-		_, err := c.NewBlobClient(t.endpoint.prefix+name).Delete(ctx, &blob.DeleteOptions{AccessConditions: conditions(lease, "")})
+		_, err := c.NewBlobClient(t.endpoint.prefix+name).Delete(ctx, &blob.DeleteOptions{AccessConditions: conditions(lease, etag)})
 		return err
 	})
 	return unless(err, target.ErrNotFound)

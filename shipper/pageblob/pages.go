@@ -187,5 +187,5 @@ func checkSequence(n int64) error {
 
 // DeletePages removes a page blob under its lease; see target.Target.
 func (t *Target) DeletePages(ctx context.Context, name, lease string) error {
-	return t.remove(ctx, "DeletePages", name, lease)
+	return t.remove(ctx, "DeletePages", name, lease, "")
 }

@@ -44,6 +44,8 @@ func TestI7_Wire(t *testing.T) {
 			`PUT /acct/box/pre%2Fn if-match="0x9" x-ms-blob-type=BlockBlob x-ms-content-crc64=` + object},
 		{"Delete", func(ctx context.Context, t *Target) error { return t.Delete(ctx, "n") },
 			"DELETE /acct/box/pre%2Fn "},
+		{"DeleteIf", func(ctx context.Context, t *Target) error { return t.DeleteIf(ctx, "n", `"0x9"`) },
+			`DELETE /acct/box/pre%2Fn if-match="0x9"`},
 		{"CreatePages", func(ctx context.Context, t *Target) error { return t.CreatePages(ctx, "v/d", 1024, 3) },
 			"PUT /acct/box/pre%2Fv%2Fd if-none-match=* x-ms-blob-content-length=1024 x-ms-blob-sequence-number=3 x-ms-blob-type=PageBlob"},
 		{"PutPages", func(ctx context.Context, t *Target) error {

@@ -88,6 +88,11 @@ type Target interface {
 	// removes whatever has the name by then.
 	Delete(ctx context.Context, name string) error
 
+	// DeleteIf removes a small object whose ETag is still the one given (If-Match);
+	// ErrCondition otherwise. Absent is success.
+	// Repeat: freely, and the name may be used again: a late one finds another ETag.
+	DeleteIf(ctx context.Context, name, etag string) error
+
 	// List yields the objects and page blobs (not snapshots) whose name starts
 	// with prefix, in byte order of the names. What is created or deleted
 	// meanwhile may or may not be seen; everything else is seen exactly once.

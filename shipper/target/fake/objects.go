@@ -94,19 +94,35 @@ func firstError(errs ...error) error {
 
 // Delete implements target.Target.
 func (f *Fake) Delete(ctx context.Context, name string) error {
-	return f.remove(ctx, "Delete", name, "")
+	return f.remove(ctx, "Delete", name, "", nil)
+}
+
+// DeleteIf implements target.Target.
+func (f *Fake) DeleteIf(ctx context.Context, name, etag string) error {
+	return f.remove(ctx, "DeleteIf", name, "", func(st *state) error {
+		if o := st.objects[name]; o != nil && o.etag != etag || st.blobs[name] != nil {
+			return target.ErrCondition
+		}
+		return nil
+	})
 }
 
 // DeletePages implements target.Target.
 func (f *Fake) DeletePages(ctx context.Context, name, lease string) error {
-	return f.remove(ctx, "DeletePages", name, lease)
+	return f.remove(ctx, "DeletePages", name, lease, nil)
 }
 
-func (f *Fake) remove(ctx context.Context, method, name, lease string) error {
+// remove removes what has the name, if the condition holds when it takes effect; nil: whatever it is.
+func (f *Fake) remove(ctx context.Context, method, name, lease string, condition func(*state) error) error {
 	op := Op{Method: method, Name: name, Lease: lease, Sequence: -1, Write: true}
 	_, err := f.do(ctx, call{Op: op, apply: func(st *state, _ Kind) error {
 		if err := target.CheckName(name); err != nil {
 			return err
+		}
+		if condition != nil {
+			if err := condition(st); err != nil {
+				return err
+			}
 		}
 		if b := st.blobs[name]; b != nil {
 			if err := b.lease.write(lease); err != nil {

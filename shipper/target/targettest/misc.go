@@ -34,6 +34,7 @@ func testCancelled(t *testing.T, e env) {
 		"CreatePages":  e.CreatePages(ctx, "new2", 512, 0),
 		"ReadPages":    e.ReadPages(ctx, "b", "", 0, make([]byte, 512)),
 		"Delete":       e.Delete(ctx, "b"),
+		"DeleteIf":     e.DeleteIf(ctx, "b", `"0x1"`),
 		"AcquireLease": e.AcquireLease(ctx, "b", leaseA),
 	} {
 		if !errors.Is(err, context.Canceled) {

@@ -16,6 +16,7 @@ var objectTests = []test{
 	{"ObjectReplaceCompares", testReplaceCompares},
 	{"ObjectOneWinner", testOneWinner},
 	{"ObjectDelete", testDeleteObject},
+	{"ObjectDeleteIf", testDeleteObjectIf},
 	{"List", testList},
 	{"ListStops", testListStops},
 	{"Names", testNames},
@@ -116,6 +117,22 @@ func oneWinner(t *testing.T, e env, errs []error, loser error) int {
 		t.Fatal("nobody won")
 	}
 	return winner
+}
+
+func testDeleteObjectIf(_ *testing.T, e env) {
+	e.ok(e.DeleteIf(e.ctx, "never/there", `"0x1"`))
+	old, err := e.Create(e.ctx, "a/vm.json", []byte("x"))
+	e.ok(err)
+	etag, err := e.Replace(e.ctx, "a/vm.json", []byte("y"), old)
+	e.ok(err)
+	e.fails(e.DeleteIf(e.ctx, "a/vm.json", old), target.ErrCondition)
+	o, err := e.Get(e.ctx, "a/vm.json")
+	e.ok(err)
+	e.equal("what is there", string(o.Data), "y")
+	e.ok(e.DeleteIf(e.ctx, "a/vm.json", etag))
+	e.ok(e.DeleteIf(e.ctx, "a/vm.json", etag))
+	_, err = e.Get(e.ctx, "a/vm.json")
+	e.fails(err, target.ErrNotFound)
 }
 
 func testDeleteObject(_ *testing.T, e env) {
