@@ -219,6 +219,10 @@ func (a *Appliance) leaveOnce(ctx context.Context, vm string) error {
 	if rec.Leaving == nil {
 		return nil
 	}
+	rec, err := a.keepGeneration(life, rec)
+	if err != nil {
+		return err
+	}
 	if rec.Leaving.Erase && rec.ID != "" {
 		if err := a.erase(ctx, vm, rec); err != nil {
 			return err
@@ -234,6 +238,17 @@ func (a *Appliance) leaveOnce(ctx context.Context, vm string) error {
 			r.Leaving = nil
 		}
 	})
+}
+
+// keepGeneration notes the generation that the VM left with. A takeover that was under way when it was unprotected may have
+// raised it since then, or have come as far as vm.json only.
+func (a *Appliance) keepGeneration(life *lifecycle.Life, rec lifecycle.Record) (lifecycle.Record, error) {
+	generation, taking, err := shipper.Generations(documents{a.journal}, rec.ID)
+	if err != nil || generation == 0 || generation == rec.Generation && taking == rec.TakingOver {
+		return rec, err
+	}
+	err = life.Amend(func(r *lifecycle.Record) { r.Generation, r.TakingOver = generation, taking })
+	return life.Record(), err
 }
 
 // retire ends the VM's machine: its stages, its disks' tracking, its open files.
@@ -316,7 +331,7 @@ func (a *Appliance) erase(ctx context.Context, vm string, rec lifecycle.Record) 
 	if err != nil {
 		return err
 	}
-	return shipper.Erasure{Target: t, Pacer: a.pacer, VM: vm, ID: rec.ID, Generation: rec.Generation, Lease: uuid.NewString()}.Run(ctx)
+	return shipper.Erasure{Target: t, Pacer: a.pacer, VM: vm, ID: rec.ID, Generation: rec.Generation, TakingOver: rec.TakingOver, Lease: uuid.NewString()}.Run(ctx)
 }
 
 // forgetLocal removes what the state directory has of a VM. Its disks were detached

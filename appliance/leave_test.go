@@ -1,14 +1,19 @@
 package appliance
 
 import (
+	"context"
 	"log/slog"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
+	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
 )
 
@@ -33,7 +38,7 @@ func TestLeavingGoesOnWhenMoreIsAskedForAtItsEnd(t *testing.T) {
 	must(life.Amend(func(r *lifecycle.Record) {
 		r.Unprotected, r.ID, r.Generation, r.Leaving = true, "id", 1, &lifecycle.Leaving{Local: true}
 	}))
-	must(a.journal.Save("ship/id", 1)) // so that there is something to remove, and a moment to ask in
+	must(a.journal.Save("ship/id", struct{}{})) // so that there is something to remove, and a moment to ask in
 	asked := false
 	store.Before = func(int, *kv.Batch) memory.Fault {
 		if !asked {
@@ -47,4 +52,52 @@ func TestLeavingGoesOnWhenMoreIsAskedForAtItsEnd(t *testing.T) {
 	if rec := life.Record(); !asked || rec.Leaving != nil || len(a.mu.leaving) != 0 {
 		t.Errorf("asked %v, ended with %+v to do, %d under way", asked, rec.Leaving, len(a.mu.leaving))
 	}
+}
+
+// An unprotect in the middle of a takeover deletes what the takeover has written under its new generation, wherever it was
+// interrupted, and a later life begins after it.
+func TestUnprotectDuringATakeover(t *testing.T) {
+	for name, stuck := range map[string]string{"vm.json is written": "AcquireLease", "it is not": "Replace"} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, "", oneImage(), func(b *bubble) {
+				b.within(time.Minute, "web", "replicating", replicating)
+				b.seize()
+				b.write("web/os.img", 0, 4096)
+				b.within(2*time.Minute, "web", "fenced", hasReason(health.Fenced))
+				b.target.SetHook(func(op fake.Op) fake.Fault {
+					if op.Method == stuck {
+						return fake.Fault{Kind: fake.Refuse, Err: syscall.ECONNREFUSED}
+					}
+					return fake.Fault{}
+				})
+				ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
+				defer cancel()
+				_, _ = b.a.Adopt(ctx, "web", nil) // it gets nowhere
+				b.within(2*time.Minute, "web", "stuck", hasReason(health.Retrying))
+				b.up()
+				if stuck == "Replace" {
+					b.seizeBack()
+				}
+				b.must(b.unprotect(true))
+				for item, err := range b.target.List(b.t.Context(), "web/") {
+					t.Errorf("left: %s, %v", item.Name, err)
+				}
+				_, err := b.a.Protect(b.t.Context(), "web")
+				b.must(err)
+				if v := b.within(2*time.Minute, "web", "replicating again", replicating); v.Generation < 3 {
+					t.Errorf("generation %d was used before", v.Generation)
+				}
+			})
+		})
+	}
+}
+
+// seizeBack gives the VM back to us: as if the other host had never been.
+func (b *bubble) seizeBack() {
+	b.t.Helper()
+	_, err := catalog.UpdateVM(b.t.Context(), b.target, "web", func(d *catalog.VMDoc) error {
+		d.Generation--
+		return nil
+	})
+	b.must(err)
 }

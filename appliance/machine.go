@@ -122,7 +122,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 func (m *machine) options() shipper.Options {
 	rec := m.life.Record()
 	return shipper.Options{
-		Resting: rec.State == lifecycle.Paused, FirstGeneration: rec.Generation + 1,
+		Resting: rec.State == lifecycle.Paused, FirstGeneration: max(rec.Generation, rec.TakingOver) + 1,
 		Name: m.name, ID: m.log.ID(), Owner: catalog.Owner{Host: m.app.host, MachineID: m.app.machineID, StoreID: m.store.id},
 		Live: m.live, Quota: m.quota, TableDir: m.app.tableDir(), Now: m.app.now, Hook: m.app.hook, Log: m.app.log, Observer: m.observer(),
 	}

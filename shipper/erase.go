@@ -20,6 +20,7 @@ type Erasure struct {
 	// ever deleted (I7).
 	ID         string
 	Generation uint64
+	TakingOver uint64 // of a takeover of ours that did not come to its end; 0: none
 	Lease      string // of our own, for the replicas: a late delete finds another's then
 }
 
@@ -50,6 +51,16 @@ func (e Erasure) Run(ctx context.Context) error {
 	return e.repeat(ctx, func(ctx context.Context) error { return e.Target.DeleteIf(ctx, catalog.VMDocName(e.VM), etag) })
 }
 
+// Generations reads the generation of a VM's pipeline, and that of a takeover which did not come to its end, from its durable
+// state; 0 where there is none.
+func Generations(docs Documents, id string) (generation, takingOver uint64, err error) {
+	var rec vmRecord
+	if _, err := docs.Load("ship/"+id, &rec); err != nil {
+		return 0, 0, fmt.Errorf("pipeline state: %w", err)
+	}
+	return rec.Generation, rec.TakingOver, nil
+}
+
 func (e Erasure) repeat(ctx context.Context, op func(context.Context) error) error {
 	return retry.Do(ctx, retry.Policy{Idempotent: true, Pacer: e.Pacer}, op)
 }
@@ -64,7 +75,7 @@ func (e Erasure) mine(ctx context.Context) (etag string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if doc.VMID == e.ID && doc.Generation == e.Generation {
+	if doc.VMID == e.ID && (doc.Generation == e.Generation || doc.Generation == e.TakingOver && e.TakingOver != 0) {
 		return etag, nil
 	}
 	return "", &Problem{Code: "replica-not-ours", Class: retry.NonRecoverable,

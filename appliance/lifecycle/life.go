@@ -25,9 +25,11 @@ type Record struct {
 	Leaving *Leaving `json:"leaving,omitempty"`
 	// ID and Generation are what this host's vm.json at the target named when the VM
 	// was unprotected: what a later unprotect may delete there, and after which the
-	// names of a later life begin.
+	// names of a later life begin. TakingOver is the generation that a takeover which
+	// did not come to its end may have written; 0: there was none.
 	ID         string `json:"id,omitempty"`
 	Generation uint64 `json:"generation,omitempty"`
+	TakingOver uint64 `json:"taking_over,omitempty"`
 }
 
 // Leaving is an unprotect under way: it is done again from the start after a crash.
