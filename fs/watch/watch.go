@@ -45,6 +45,7 @@ const (
 type Watcher struct {
 	source string
 	self   int // the process whose events are nobody's business
+	most   int // events that wait here at most
 	file   *os.File
 	dirs   map[string]string // by file handle: the path relative to the source
 }
@@ -56,7 +57,7 @@ func Open(source string) (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: fanotify: %w", source, err)
 	}
-	w := &Watcher{source: source, self: os.Getpid(), file: os.NewFile(uintptr(fd), "fanotify"), dirs: map[string]string{}}
+	w := &Watcher{source: source, self: os.Getpid(), most: mostWaiting, file: os.NewFile(uintptr(fd), "fanotify"), dirs: map[string]string{}}
 	if err := w.add(source, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch %s: %w", source, err), w.Close())
 	}
@@ -66,10 +67,29 @@ func Open(source string) (*Watcher, error) {
 // Close ends Run.
 func (w *Watcher) Close() error { return w.file.Close() }
 
-// Run calls tell for every event until ctx ends or the Watcher is closed, which is no error.
+// Run calls tell for every event until ctx ends or the Watcher is closed, which is no error. tell may take its time: the
+// kernel's queue is short and has our own events too, so somebody else empties it meanwhile.
 func (w *Watcher) Run(ctx context.Context, tell func(Event)) error {
 	stop := context.AfterFunc(ctx, func() { w.Close() })
 	defer stop()
+	q := newQueue(w.self, w.most)
+	done := make(chan error, 1)
+	go func() {
+		err := w.read(q)
+		q.end()
+		done <- err
+	}()
+	for {
+		e, ok := q.next()
+		if !ok {
+			return <-done
+		}
+		w.take(e, tell)
+	}
+}
+
+// read moves what the kernel says into the queue until the Watcher is closed.
+func (w *Watcher) read(q *queue) error {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := w.file.Read(buffer)
@@ -84,7 +104,7 @@ func (w *Watcher) Run(ctx context.Context, tell func(Event)) error {
 			if e, rest, err = parse(rest); err != nil {
 				return fmt.Errorf("watch %s: %w", w.source, err)
 			}
-			w.take(e, tell)
+			q.put(e)
 		}
 	}
 }

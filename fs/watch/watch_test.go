@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -153,6 +154,73 @@ func TestOverflow(t *testing.T) {
 	w.Close()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// What this process does itself does not crowd the others' events out while nobody is told: the kernel's queue would hold
+// 16,384.
+func TestOwnEventsDoNotOverflow(t *testing.T) {
+	dir := t.TempDir()
+	w, err := Open(dir)
+	if err != nil {
+		t.Skip("needs root and fanotify: ", err)
+	}
+	events, busy := make(chan Event, 1<<16), make(chan struct{})
+	done := make(chan error, 1)
+	go func() { done <- w.Run(t.Context(), func(e Event) { <-busy; events <- e }) }()
+	s := &watched{t: t, dir: dir, events: events}
+	s.sh("echo x >first.img")
+	for i := range 40_000 {
+		name := filepath.Join(dir, fmt.Sprint("ours", i))
+		fd, err := unix.Open(name, unix.O_CREAT|unix.O_RDONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		if i%100 == 0 {
+			runtime.Gosched()
+		}
+	}
+	s.sh("echo x >last.img")
+	close(busy)
+	for _, e := range s.until(Written, "last.img") {
+		if e.Kind == Lost {
+			t.Error("events were lost")
+		}
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTooManyWaiting(t *testing.T) {
+	q := newQueue(7, 10)
+	for i := range 25 {
+		q.put(rawEvent{pid: 8, name: fmt.Sprint(i)})
+		q.put(rawEvent{pid: 7, name: "ours"})
+	}
+	q.put(rawEvent{pid: 7, mask: unix.FAN_ONDIR, name: "dir"})
+	if e, ok := q.next(); !ok || e.mask != unix.FAN_Q_OVERFLOW {
+		t.Errorf("%+v, %v", e, ok)
+	}
+	n := 0
+	for e := (rawEvent{}); e.name != "dir"; n++ {
+		e, _ = q.next()
+		if e.name == "ours" {
+			t.Error("what we did to a file waits")
+		}
+	}
+	if n > 10 {
+		t.Errorf("%d waited", n)
+	}
+	q.put(rawEvent{pid: 8, name: "before the end"})
+	q.end()
+	if e, ok := q.next(); !ok || e.name != "before the end" {
+		t.Errorf("%+v, %v", e, ok)
+	}
+	if _, ok := q.next(); ok {
+		t.Error("something comes after the end")
 	}
 }
 

@@ -40,7 +40,7 @@ func away6(ctx context.Context, e *Env, r *Report, away time.Duration) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, g.stop(), end()) }()
-	g.load.Rate = 1_000_000
+	g.load.Rate = 30_000 // in six minutes less than half of any disk, which would be a reason of its own
 	g.start(ctx)
 	normal := func(vm rig.VM) bool { return vm.Health == "Normal" && vm.State == "Replicating" && vm.LastPoint != nil }
 	if err := errors.Join(g.replicated(ctx), g.await(ctx, time.Minute, "health Normal", normal)); err != nil {
