@@ -279,24 +279,26 @@ func (a *Appliance) retire(ctx context.Context, vm string) error {
 
 // release ends the tracking of a machine's disks, also of those that are open.
 func (s *store) release(m *machine) {
+	moved := map[string]bool{} // open, and in the directory of another VM by now: that is whose they are from here on
 	s.mu.Lock()
 	for key, a := range s.mu.images {
 		if a.vm == m {
+			moved[a.now] = true
 			s.detachLocked(key, "the VM is not protected any more")
 		}
 	}
 	s.mu.Unlock()
-	s.retrack(m.name)
+	s.retrack(m.name, moved)
 }
 
-// retrack has fs ask again for the images of a VM, open ones too.
-func (s *store) retrack(vm string) {
+// retrack has fs ask again for the images of a VM and those at some paths, open ones too.
+func (s *store) retrack(vm string, also map[string]bool) {
 	if s.srv == nil {
 		return
 	}
 	s.srv.Retrack(func(path string) bool {
 		owner, _, _ := belongs(s.conf, path)
-		return owner == vm
+		return owner == vm || also[path]
 	})
 }
 
@@ -386,7 +388,7 @@ func (a *Appliance) Protect(_ context.Context, vm string) (control.Moved, error)
 		return control.Moved{}, err
 	}
 	for _, s := range a.stores {
-		s.retrack(vm)
+		s.retrack(vm, nil)
 		if err := s.admit(vm); err != nil {
 			return control.Moved{}, fmt.Errorf("store %s: %w", s.conf.Name, err)
 		}

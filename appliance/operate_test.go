@@ -3,6 +3,7 @@ package appliance
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -257,4 +258,32 @@ func TestUnprotectGoesOnByItself(t *testing.T) {
 	r.await("web", "the end", func(v control.VM) bool {
 		return v.Health == control.HealthNormal && len(r.blobs("web")) == 0 && len(r.kept()) == 0
 	})
+}
+
+// An image that is open, and was renamed into the directory of another VM, becomes a disk of that one when its own VM is
+// unprotected: whoever keeps writing to it is tracked.
+func TestUnprotectOfAVMWhoseOpenImageMovedAway(t *testing.T) {
+	r := newRig(t)
+	content := r.content(mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.put("db/os.img", r.content(mib))
+	r.start()
+	r.sync("web")
+	r.sync("db")
+	guest, err := os.OpenFile(filepath.Join(r.mount, "web/os.img"), os.O_RDWR, 0)
+	r.must(err)
+	defer guest.Close()
+	r.must(os.Rename(filepath.Join(r.mount, "web/os.img"), filepath.Join(r.mount, "db/more.img")))
+	r.unprotect("web", false)
+	point := ""
+	for i := range 3 { // each must be in the point after it
+		text := fmt.Sprintf("written when web was unprotected, %d", i)
+		_, err = guest.WriteAt([]byte(text), int64(i)*8192)
+		r.must(err)
+		copy(content[i*8192:], text)
+		point = r.sync("db")
+	}
+	other, err := os.ReadFile(filepath.Join(r.source, "db/os.img"))
+	r.must(err)
+	r.equals("db", point, map[string][]byte{"os.img": other, "more.img": content})
 }
