@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/fs"
@@ -53,11 +54,11 @@ func (s *store) behind(e watch.Event) {
 	case watch.Lost:
 		s.lostTrack()
 	case watch.Opened:
-		if image.IsImageName(e.Path) && watch.Writes(e.PID, s.full(e.Path)) {
+		if image.IsImageName(e.Path) && s.writes(e) {
 			s.written(e, true)
 		}
 	case watch.Written:
-		s.written(e, watch.Writes(e.PID, s.full(e.Path)))
+		s.written(e, s.writes(e))
 	default:
 		s.appeared(e)
 	}
@@ -74,19 +75,75 @@ func (s *store) full(path string) string {
 // written doubts an image that another process has written, or may be writing still.
 func (s *store) written(e watch.Event, still bool) {
 	id, err := fs.Identify(s.full(e.Path))
+	who := process(e.PID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.knownAsLocked(e.Path) {
+		s.blameLocked(a, who, e.PID, still)
+	}
 	if err != nil {
 		return // gone again
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	a := s.mu.images[fileID{id.Dev, id.Ino}]
-	if a == nil {
-		return
+	if a := s.mu.images[fileID{id.Dev, id.Ino}]; a != nil {
+		s.blameLocked(a, who, e.PID, still)
 	}
-	who := process(e.PID)
-	a.writer, a.writerPID = who, e.PID
+}
+
+func (s *store) blameLocked(a *attached, who string, pid int, still bool) {
+	a.writer, a.writerPID = who, pid
 	s.doubtLocked(a, "written beside the mount, by "+who)
 	a.foreign.Store(still) // last: a seal that finds no writer any more finds the suspicion
+}
+
+// formerPath is a path that a file had until a time.
+type formerPath struct {
+	path  string
+	until time.Time
+}
+
+// formerFor is how long after a rename an event under the old name may mean the file that was renamed: events are told in
+// their order, and late when the state disk is slow.
+const formerFor = 10 * time.Minute
+
+// moved notes that the file lies elsewhere now.
+func (a *attached) moved(to string, now time.Time) {
+	a.was = slices.DeleteFunc(a.was, func(f formerPath) bool { return now.Sub(f.until) > formerFor })
+	a.was = append(a.was, formerPath{a.now, now})
+	a.now = to
+}
+
+// knownAsLocked are the images that had a path lately and have another one: an event is read after what it tells of, and
+// then the path may lead nowhere, or to another file.
+func (s *store) knownAsLocked(path string) (all []*attached) {
+	now := s.app.now()
+	for _, a := range s.mu.images {
+		if slices.ContainsFunc(a.was, func(f formerPath) bool { return f.path == path && now.Sub(f.until) <= formerFor }) {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// writes tells whether the process of an event has the image open for writing, under the name it has by now.
+func (s *store) writes(e watch.Event) bool {
+	paths := []string{e.Path}
+	s.mu.Lock()
+	for _, a := range s.knownAsLocked(e.Path) {
+		paths = append(paths, a.now)
+	}
+	s.mu.Unlock()
+	return slices.ContainsFunc(paths, func(p string) bool { return watch.Writes(e.PID, s.full(p)) })
+}
+
+// notice attaches an image that came beside the mount. One that a guest has open there under another name is tracked from
+// now on: attached behind the server's back it would be a disk whose changes nobody is told of.
+func (s *store) notice(path string, id fs.Identity) {
+	s.mu.Lock()
+	srv := s.srv
+	s.mu.Unlock()
+	if srv == nil || !srv.Notice(path, id) {
+		s.Attach(path, id)
+	}
 }
 
 // doubtLocked has an image compared whole, and takes the size that it has by now.
@@ -140,7 +197,7 @@ func (s *store) appeared(e watch.Event) {
 	s.removedLocked(e)
 	known := s.mu.images[key]
 	if err == nil && known != nil && known.at() != e.Path && !s.leadsTo(known.at(), key) {
-		known.now = e.Path
+		known.moved(e.Path, s.app.now())
 		s.followLocked(known)
 		// What it was written before the rename cannot be told by its old name any more.
 		s.doubtLocked(known, "renamed beside the mount, by "+process(e.PID))
@@ -148,7 +205,7 @@ func (s *store) appeared(e watch.Event) {
 	s.mu.Unlock()
 	if err == nil && known == nil {
 		s.log.Info("a name was made in the source beside the mount", "path", e.Path, "by", process(e.PID))
-		s.Attach(e.Path, id)
+		s.notice(e.Path, id)
 	}
 }
 

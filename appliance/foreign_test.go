@@ -2,6 +2,8 @@ package appliance
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -200,4 +202,54 @@ func TestForeignWriterAtTheStop(t *testing.T) {
 		t.Errorf("%+v", v.Recovery)
 	}
 	r.equals("web", r.sync("web"), map[string][]byte{"os.img": content})
+}
+
+// Somebody writes beside the mount, and the image is renamed at the mount before that is told: the disk is doubted under its
+// new name.
+func TestWrittenBesideTheMountUnderTheNameBefore(t *testing.T) {
+	r := newRig(t)
+	content := r.content(2 * mib)
+	r.put("web/os.img", bytes.Clone(content))
+	r.start()
+	r.sync("web")
+	r.must(os.Rename(filepath.Join(r.mount, "web/os.img"), filepath.Join(r.mount, "web/new.img")))
+	f, err := os.OpenFile(filepath.Join(r.source, "web/new.img"), os.O_WRONLY, 0)
+	r.must(err)
+	_, err = f.WriteAt([]byte("theirs"), 4096) // by this process, of which nothing is told
+	r.must(errors.Join(err, f.Close()))
+	copy(content[4096:], "theirs")
+	r.app.stores[0].behind(watch.Event{Kind: watch.Written, Path: "web/os.img", PID: 1})
+	r.suspected("web", 0)
+	r.equals("web", r.sync("web"), map[string][]byte{"new.img": content})
+}
+
+// A file that is no image is open at the mount and becomes one by a rename beside it: what is written to it from then on is
+// in the points.
+func TestRenamedToAnImageBesideTheMountWhileItIsOpen(t *testing.T) {
+	for name, tell := range map[string]watch.Event{"told": {Kind: watch.Appeared, Path: "web/more.img", PID: 1}, "lost": {Kind: watch.Lost}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.put("web/os.img", r.content(mib))
+			r.start()
+			r.sync("web")
+			content := r.content(mib)
+			guest, err := os.OpenFile(filepath.Join(r.mount, "web/more.tmp"), os.O_RDWR|os.O_CREATE, 0o600)
+			r.must(err)
+			defer guest.Close()
+			_, err = guest.WriteAt(content, 0)
+			r.must(err)
+			r.must(os.Rename(filepath.Join(r.source, "web/more.tmp"), filepath.Join(r.source, "web/more.img")))
+			r.app.stores[0].behind(tell)
+			other, err := os.ReadFile(filepath.Join(r.source, "web/os.img"))
+			r.must(err)
+			for i := range 3 {
+				r.equals("web", r.sync("web"), map[string][]byte{"os.img": other, "more.img": content})
+				text := fmt.Sprint("written at the mount ", i)
+				_, err = guest.WriteAt([]byte(text), int64(i)*8192)
+				r.must(err)
+				copy(content[i*8192:], text)
+			}
+			r.equals("web", r.sync("web"), map[string][]byte{"os.img": other, "more.img": content})
+		})
+	}
 }

@@ -28,7 +28,7 @@ func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
 	}
 	a := s.mu.images[key]
 	if a != nil {
-		a.now = newPath
+		a.moved(newPath, s.app.now())
 		s.followLocked(a)
 		return
 	}

@@ -27,7 +27,7 @@ func (s *store) scan() error {
 		if err != nil {
 			return err
 		}
-		s.Attach(rel, id)
+		s.notice(rel, id)
 		return nil
 	})
 	return errors.Join(err, s.survey())

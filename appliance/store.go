@@ -60,6 +60,7 @@ type fileID struct{ dev, ino uint64 }
 type attached struct {
 	path atomic.Pointer[string] // of the disk: a file that is renamed and cannot be followed stays the disk it was
 	now  string                 // where it lies now
+	was  []formerPath           // where it lay lately
 	file *os.File
 	disk *journal.Disk
 	vm   *machine
@@ -358,7 +359,9 @@ func (s *store) mount() error {
 	if err != nil {
 		return mountError(s.conf, err)
 	}
+	s.mu.Lock() // the watch of the source runs already
 	s.srv = srv
+	s.mu.Unlock()
 	s.log.Info("store mounted", "source", s.conf.Source, "mount", s.conf.Mount)
 	return nil
 }

@@ -14,6 +14,24 @@ func (s *Server) Retrack(chosen func(path string) bool) {
 	}
 }
 
+// Notice tells the server of a name that a file has got beside the mount. If the file is known here and has no tracker, that
+// is asked for under the name and in force when Notice returns, also for a file that is open. False: it is not known, so
+// nobody has it open, and its tracker is asked for when it is looked up.
+func (s *Server) Notice(path string, id Identity) bool {
+	n := s.store.tree.get(id.Ino)
+	if n == nil || n.gen != id.Gen || !n.isRegular() || s.store.volumes == nil {
+		return false
+	}
+	n.open.Lock()
+	defer n.open.Unlock()
+	n.track.Lock()
+	defer n.track.Unlock()
+	if n.track.tracker == nil {
+		n.track.asked, n.track.tracker = true, s.store.volumes.Attach(path, s.store.identity(n))
+	}
+	return true
+}
+
 // retrackNow is retrack for a file that may be open.
 func (s *store) retrackNow(n *node) {
 	n.open.Lock()
