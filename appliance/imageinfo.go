@@ -4,19 +4,23 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/google/uuid"
 
 	"github.com/vhdrelay/vhdrelay/appliance/cli"
+	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	dynamic "github.com/vhdrelay/vhdrelay/fs/image/vhd"
 	"github.com/vhdrelay/vhdrelay/fs/image/vhdx"
 )
 
-// ImageInfo reads an image file's headers, and the block table of one that has a table.
-func ImageInfo(path string) (cli.ImageInfo, error) {
+// ImageInfo reads an image file's headers, the block table of one that has a table, and the chain of one that has a parent.
+func ImageInfo(c *config.Config, path string) (cli.ImageInfo, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return cli.ImageInfo{}, control.NotFound("check the path", "%v", err)
@@ -34,16 +38,18 @@ func ImageInfo(path string) (cli.ImageInfo, error) {
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
 		out.Allocated = s.Blocks * 512 // stat(2): the unit is 512 bytes, whatever the file system's is
 	}
-	unprotected := err
 	if info, err = translated(f, info, &out); err != nil {
 		return cli.ImageInfo{}, badImage(path, err)
+	}
+	if out.Parent != nil {
+		chainOf(c, path, &out)
 	}
 	out.Format, out.FileSize, out.VirtualSize, out.Notes = string(info.Format), st.Size(), info.VirtualSize, info.Notes
 	if info.ID != [16]byte{} {
 		out.ID = uuid.UUID(info.ID).String()
 	}
-	if unprotected != nil {
-		out.Notes = append(out.Notes, unprotected.Error())
+	if _, err := formats.Probe(path, f, st.Size()); errors.Is(err, image.ErrUnsupported) {
+		out.Notes = append(out.Notes, err.Error())
 	}
 	return out, nil
 }
@@ -76,6 +82,45 @@ func translated(r io.ReaderAt, info image.Info, out *cli.ImageInfo) (image.Info,
 		}
 	}
 	return info, nil
+}
+
+// chainOf looks for everything that a differencing image lies over, in the store that holds it.
+func chainOf(c *config.Config, path string, out *cli.ImageInfo) {
+	root, name := storeOf(c, path)
+	dir, err := chain.OpenDir(root)
+	if err != nil {
+		out.ChainError = err.Error()
+		return
+	}
+	defer dir.Close()
+	links, err := chain.Walk(dir, name)
+	if err != nil {
+		out.ChainError = err.Error()
+	}
+	for _, m := range links {
+		out.Chain = append(out.Chain, cli.ImageLink{
+			File: m.Name, Format: string(m.Info.Format), ID: m.IDText(), FileSize: m.Stat.Size,
+			VirtualSize: m.Info.VirtualSize, Allocated: m.Table.Allocated(), BlockSize: m.Table.BlockSize,
+		})
+	}
+}
+
+// storeOf is the source of the store that holds a file, or the mount of it, and the file's name there; without one its own
+// directory.
+func storeOf(c *config.Config, path string) (root, name string) {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	if c != nil {
+		for _, s := range c.Stores {
+			for _, root := range []string{s.Source, s.Mount} {
+				if rel, err := filepath.Rel(root, path); err == nil && filepath.IsLocal(rel) {
+					return root, filepath.ToSlash(rel)
+				}
+			}
+		}
+	}
+	return filepath.Dir(path), filepath.Base(path)
 }
 
 // parentID prints the id of a parent as tools do: a GUID of a VHDX has its first three groups turned around in the file.

@@ -160,22 +160,22 @@ func TestImageInfo(t *testing.T) {
 		}
 		return path
 	}
-	info, err := ImageInfo(write("x.vhd", vhd(make([]byte, 1<<20))))
+	info, err := ImageInfo(nil, write("x.vhd", vhd(make([]byte, 1<<20))))
 	if err != nil || info.Format != "vhd-fixed" || info.VirtualSize != 1<<20 || info.FileSize != 1<<20+512 || info.ID == "" {
 		t.Errorf("%+v %v", info, err)
 	}
-	info, err = ImageInfo(write("x.img", make([]byte, 4096)))
+	info, err = ImageInfo(nil, write("x.img", make([]byte, 4096)))
 	if err != nil || info.Format != "raw" || info.ID != "" {
 		t.Errorf("%+v %v", info, err)
 	}
-	info, err = ImageInfo(write("foreign.img", append([]byte("QFI\xfb"), make([]byte, 4096)...)))
+	info, err = ImageInfo(nil, write("foreign.img", append([]byte("QFI\xfb"), make([]byte, 4096)...)))
 	if err != nil || info.Format != "qcow2" || len(info.Notes) == 0 {
 		t.Errorf("served but not protected: %+v %v", info, err)
 	}
-	if _, err = ImageInfo(write("torn.vhd", make([]byte, 4096))); !errors.Is(err, &control.Error{Code: "bad-image"}) {
+	if _, err = ImageInfo(nil, write("torn.vhd", make([]byte, 4096))); !errors.Is(err, &control.Error{Code: "bad-image"}) {
 		t.Errorf("%v", err)
 	}
-	if _, err = ImageInfo(filepath.Join(dir, "none.img")); !errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
+	if _, err = ImageInfo(nil, filepath.Join(dir, "none.img")); !errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
 		t.Errorf("%v", err)
 	}
 }

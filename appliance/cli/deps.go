@@ -43,8 +43,9 @@ type Deps struct {
 	// mount points back as they were before the first start. No appliance may serve them.
 	ClearMounts func(c *config.Config, store string, release bool) (control.Unmounted, error)
 
-	// ImageInfo reads an image file's headers.
-	ImageInfo func(path string) (ImageInfo, error)
+	// ImageInfo reads an image file's headers, and those of everything it lies over. c, which may be nil, says in which store
+	// it is.
+	ImageInfo func(c *config.Config, path string) (ImageInfo, error)
 }
 
 // ExportRequest asks for the disks of a point as files.
@@ -127,7 +128,22 @@ type ImageInfo struct {
 	BlockSize int64        `json:"block_size,omitempty"`
 	ID        string       `json:"id,omitempty"`
 	Parent    *ImageParent `json:"parent,omitempty"`
-	Notes     []string     `json:"notes,omitempty"`
+	// Chain is the image and everything it lies over, the image itself first; only of one that has a parent.
+	Chain []ImageLink `json:"chain,omitempty"`
+	// ChainError says why the chain ends early: the missing link, its field and its place, and what to do.
+	ChainError string   `json:"chain_error,omitempty"`
+	Notes      []string `json:"notes,omitempty"`
+}
+
+// ImageLink is one image of a chain. Sizes are in bytes; ID is what its child names it by.
+type ImageLink struct {
+	File        string `json:"file"`
+	Format      string `json:"format"`
+	ID          string `json:"id"`
+	FileSize    int64  `json:"file_size"`
+	VirtualSize int64  `json:"virtual_size"`
+	Allocated   int64  `json:"allocated"`
+	BlockSize   int64  `json:"block_size"`
 }
 
 // ImageParent says what a differencing image lies over.

@@ -17,10 +17,15 @@ func (a *app) imageCommand() *cobra.Command {
 	info := a.command(spec{
 		use: "info FILE [--json]", short: "Show what a disk image is", args: cobra.ExactArgs(1),
 		long: "Reads the headers and the block table, strictly: an image that is damaged is refused with the field, its place, and what\n" +
-			"was expected there. Of a differencing image the parent is shown as the image names it; it is not looked for.",
+			"was expected there. Of a differencing image the chain is shown: the parents are looked for as it names them, inside the\n" +
+			"store that holds it, or its own directory if the configuration has none; and if a link is missing, which and where.",
 		exits: []control.Exit{control.ExitNotFound},
 		run: func(_ context.Context, args []string) error {
-			info, err := a.ImageInfo(args[0])
+			c, err := a.config()
+			if err != nil {
+				c = nil // it only says where stores are
+			}
+			info, err := a.ImageInfo(c, args[0])
 			if err != nil {
 				return err
 			}
@@ -49,6 +54,16 @@ func (a *app) printImage(i ImageInfo) error {
 		for _, l := range i.Parent.Locators {
 			err = errors.Join(err, a.print("                %s (%s)", l.Path, l.Kind))
 		}
+	}
+	for k, l := range i.Chain {
+		name := "chain"
+		if k > 0 {
+			name = "  over"
+		}
+		err = errors.Join(err, a.print("  %-12s  %s, %s, %s, %s of %s", name, l.File, l.Format, l.ID, bytesText(l.Allocated), bytesText(l.VirtualSize)))
+	}
+	if i.ChainError != "" {
+		err = errors.Join(err, a.print("  broken        %s", i.ChainError))
 	}
 	for _, n := range i.Notes {
 		err = errors.Join(err, a.print("  note          %s", n))

@@ -250,10 +250,15 @@ func (r *rig) verify(_ context.Context, t config.Target, req VerifyRequest, _ fu
 	return res, nil
 }
 
-func imageInfo(path string) (ImageInfo, error) {
+func imageInfo(_ *config.Config, path string) (ImageInfo, error) {
 	if path == "snapshot.vhd" {
 		return ImageInfo{File: path, Format: "vhd-differencing", FileSize: 4<<20 + 512, VirtualSize: 1 << 30, Allocated: 3 << 20, BlockSize: 2 << 20,
-			ID: "0022", Parent: &ImageParent{ID: "0011", Locators: []ImageLocator{{"W2ru", `.\os.vhd`}}}}, nil
+			ID: "0022", Parent: &ImageParent{ID: "0011", Locators: []ImageLocator{{"W2ru", `.\os.vhd`}}},
+			Chain: []ImageLink{
+				{File: "web01/snapshot.vhd", Format: "vhd-differencing", ID: "0022", FileSize: 4<<20 + 512, VirtualSize: 1 << 30, Allocated: 3 << 20, BlockSize: 2 << 20},
+				{File: "web01/os.vhd", Format: "vhd-differencing", ID: "0011", FileSize: 9 << 20, VirtualSize: 1 << 30, Allocated: 8 << 20, BlockSize: 2 << 20},
+			},
+			ChainError: "web01/os.vhd: the parent image is missing"}, nil
 	}
 	if path != "os.vhd" {
 		return ImageInfo{}, control.NotFound("", "%s does not exist", path)

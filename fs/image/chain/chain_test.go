@@ -296,9 +296,15 @@ func TestFilesAreClosed(t *testing.T) {
 	r.vhd("leaf.vhd", leaf)
 	r.vhd("middle.vhd", middle)
 	count := func() int {
-		entries, err := os.ReadDir("/proc/self/fd")
+		n := 0
+		links, err := filepath.Glob("/proc/self/fd/*")
 		r.must(err)
-		return len(entries)
+		for _, l := range links {
+			if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, r.path+"/") {
+				n++
+			}
+		}
+		return n
 	}
 	before := count()
 	for range 3 {
@@ -318,6 +324,13 @@ func TestFilesAreClosed(t *testing.T) {
 		t.Errorf("%d files for three images", count()-before)
 	}
 	r.must(c.Close())
+	if members, err := Walk(r.dir, "leaf.vhd"); err != nil || len(members) != 3 {
+		t.Errorf("%d members, %v", len(members), err)
+	}
+	r.must(os.Remove(filepath.Join(r.path, "base.vhd")))
+	if members, err := Walk(r.dir, "leaf.vhd"); !errors.Is(err, image.ErrParent) || len(members) != 2 {
+		t.Errorf("%d members, %v", len(members), err)
+	}
 	if count() != before {
 		t.Errorf("%d files left open", count()-before)
 	}

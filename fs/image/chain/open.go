@@ -75,11 +75,8 @@ func Open(s Store, leaf Leaf, o Options) (*Chain, error) {
 		return nil, err
 	}
 	f := finder{Store: s, Options: o, chain: &Chain{Members: []Member{m}}}
-	for m.Link != nil {
-		if m, err = f.parent(m); err != nil {
-			return nil, errors.Join(err, f.chain.Close())
-		}
-		f.chain.Members = append(f.chain.Members, m)
+	if err := f.find(); err != nil {
+		return nil, errors.Join(err, f.chain.Close())
 	}
 	for _, m := range slices.Backward(f.chain.Members) {
 		if f.chain.disk == nil {
@@ -89,6 +86,42 @@ func Open(s Store, leaf Leaf, o Options) (*Chain, error) {
 		}
 	}
 	return f.chain, nil
+}
+
+// find looks for all parents of the last member.
+func (f *finder) find() error {
+	for {
+		m := f.chain.Members[len(f.chain.Members)-1]
+		if m.Link == nil {
+			return nil
+		}
+		m, err := f.parent(m)
+		if err != nil {
+			return err
+		}
+		f.chain.Members = append(f.chain.Members, m)
+	}
+}
+
+// Walk describes a file of the store and everything it lies over, for somebody who looks. Where the chain breaks, the members
+// up to there come with the error. The files are closed.
+func Walk(s Store, name string) ([]Member, error) {
+	file, err := s.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	m, err := load(name, file, st)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	m.closer = file
+	f := finder{Store: s, Options: Options{Depth: DefaultDepth}, chain: &Chain{Members: []Member{m}}}
+	err = errors.Join(f.find(), f.chain.Close())
+	return f.chain.Members, err
 }
 
 // OpenFile is Open of a file of the store, which it closes with the chain.
