@@ -2,9 +2,7 @@ package preflight
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
-	"io"
 	iofs "io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +13,8 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
@@ -28,16 +28,23 @@ const (
 	maxMBR    = 2 << 40
 	// minDisk is the smallest managed disk that is imported.
 	minDisk = 20 * mib
+	// maxHyperV is the largest VHD that Hyper-V opens.
+	maxHyperV = 2040 << 30
 )
 
 // disk is one image of a store.
 type disk struct {
 	vm, name  string
+	source    string // of its store
+	rel       string // its name there, with slashes
 	path      string // in the file system
 	info      image.Info
 	err       error // why it cannot be protected as it is
-	allocated int64 // bytes of the file that are not holes
+	allocated int64 // bytes of the disk that are not holes
 	boot      boot
+	sector    int64    // bytes of a sector as the guest sees it, 0 if nothing says
+	chain     []string // the image and what it lies over, if it has a parent
+	broken    error    // why the chain ends early
 }
 
 // images lists the disks of the VM that is asked for, or all.
@@ -66,7 +73,7 @@ func (r *run) imagesOf(s config.Store) []disk {
 		}
 		vm, name, ok := r.Belongs(s, filepath.ToSlash(rel))
 		if ok && (r.VM == "" || r.VM == vm) {
-			d := disk{vm: vm, name: name, path: path}
+			d := disk{vm: vm, name: name, source: s.Source, rel: filepath.ToSlash(rel), path: path}
 			d.look()
 			all = append(all, d)
 		}
@@ -88,13 +95,47 @@ func (d *disk) look() {
 		d.err = err
 		return
 	}
-	d.info, d.err = image.Probe(d.path, f, st.Size())
+	d.info, d.err = formats.Probe(d.path, f, st.Size())
 	d.allocated = st.Size()
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		d.allocated = min(st.Size(), sys.Blocks*512)
 	}
-	if d.err == nil {
-		d.boot = bootOf(f)
+	switch {
+	case d.info.Format == image.VHDDifferencing || d.info.Format == image.VHDXDifferencing:
+		d.lookDown()
+	case d.err == nil && d.info.Format.Translated():
+		d.lookThrough(f, st.Size())
+	case d.err == nil:
+		d.boot, d.sector = bootOf(f)
+	}
+}
+
+// lookThrough reads the disk behind a block table.
+func (d *disk) lookThrough(f *os.File, size int64) {
+	i, err := formats.Open(f, size)
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.allocated = i.Table.Allocated()
+	d.boot, d.sector = bootOf(i.Disk)
+	if d.info.Format != image.VHDDynamic {
+		d.sector = i.Table.Sector // a VHDX says so itself
+	}
+}
+
+// lookDown looks for everything that a differencing image lies over.
+func (d *disk) lookDown() {
+	dir, err := chain.OpenDir(d.source)
+	if err != nil {
+		d.broken = err
+		return
+	}
+	defer dir.Close()
+	members, err := chain.Walk(dir, d.rel)
+	d.broken = err
+	for _, m := range members {
+		d.chain = append(d.chain, m.Name)
 	}
 }
 
@@ -131,7 +172,11 @@ func (r *run) sources() (all []string) {
 func (r *run) disk(d disk) {
 	s := subject{d.vm, d.name}
 	v := d.info.VirtualSize
+	r.chain(s, d)
 	switch {
+	case errors.Is(d.err, image.ErrUnsupported) && d.chain != nil:
+		r.add(s, "disk-format", control.CheckFail, "merge it into its parent where it was made (delete the snapshot); not with qemu-img convert, which ignores the parent of a VHD", "%v", d.err)
+		return
 	case errors.Is(d.err, image.ErrUnsupported):
 		r.add(s, "disk-format", control.CheckFail, "convert it to a fixed VHD or raw, e.g.: qemu-img convert -O vpc -o subformat=fixed,force_size", "%v", d.err)
 		return
@@ -152,7 +197,36 @@ func (r *run) disk(d disk) {
 	if padded := image.PaddedSize(v); padded != v {
 		r.add(s, "disk-alignment", control.CheckWarn, "none: its replica is padded with zeros", "%d bytes are no whole MiB: the replica has %s", v, size(padded))
 	}
+	r.readers(s, d)
 	r.bootable(s, d)
+}
+
+// chain says what an image lies over, and if that is not all there which link is missing.
+func (r *run) chain(s subject, d disk) {
+	e := (*image.Error)(nil)
+	switch {
+	case errors.As(d.broken, &e) && e.Hint != "":
+		r.add(s, "disk-chain", control.CheckFail, e.Hint, "%v", d.broken)
+	case d.broken != nil:
+		r.add(s, "disk-chain", control.CheckFail, "repair or replace the parent", "%v", d.broken)
+	case d.chain != nil:
+		r.add(s, "disk-chain", control.CheckPass, "", "%s", strings.Join(d.chain, " over "))
+	}
+}
+
+// readers names who will not take the disk, or a copy of it, for what it is.
+func (r *run) readers(s subject, d disk) {
+	v := d.info.VirtualSize
+	if v > maxHyperV {
+		r.add(s, "disk-hyperv", control.CheckWarn, "none for Azure; for Hyper-V export it with --format vhdx", "%s: Hyper-V opens a VHD of at most %s", size(v), size(maxHyperV))
+	}
+	if d.sector == sector4K {
+		r.add(s, "disk-sectors", control.CheckWarn, "give the guest a disk of 512-byte sectors and copy the file systems, before you rely on a failover",
+			"sectors of 4096 bytes: a VHD has 512, so a machine that gets the replica does not find the partitions")
+	}
+	if q := d.info.QEMUSize; q != 0 {
+		r.add(s, "disk-geometry", control.CheckWarn, "let no qemu before 10 open the image, or open it with force_size=on", "qemu before 10 takes the geometry, %d bytes, for the size, which is %d; the replica says what all understand", q, v)
+	}
 }
 
 // bootable holds a disk that a machine boots from against what Azure boots.
@@ -164,64 +238,4 @@ func (r *run) bootable(s subject, d disk) {
 	case d.boot == bootBIOS && v > maxMBR:
 		r.add(s, "disk-os", control.CheckFail, "convert it to GPT, or shrink it", "%s with an MBR: only %s can be used to boot", size(v), size(maxMBR))
 	}
-}
-
-// boot is how a machine would boot from a disk: a hint, no more.
-type boot string
-
-const (
-	bootNone boot = ""
-	bootUEFI boot = ", boots by UEFI: a generation 2 VM"
-	bootBIOS boot = ", boots by BIOS: a generation 1 VM"
-)
-
-// Of the GUID partition table (UEFI 2.10, chapter 5) and the MBR.
-const (
-	sector       = 512
-	mbrSignature = 0xaa55
-	mbrEntries   = 446
-	mbrActive    = 0x80
-	gptMagic     = "EFI PART"
-	gptMost      = 128 // entries that are looked at
-)
-
-// espType is the type of an EFI system partition, C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as it lies on disk.
-var espType = []byte{0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b}
-
-// bootOf reads the partition tables of a raw or fixed image. What it cannot read it does not guess at.
-func bootOf(r io.ReaderAt) boot {
-	head := make([]byte, 2*sector)
-	if _, err := r.ReadAt(head, 0); err != nil {
-		return bootNone
-	}
-	if binary.LittleEndian.Uint16(head[510:]) != mbrSignature {
-		return bootNone
-	}
-	if string(head[sector:sector+len(gptMagic)]) == gptMagic {
-		return bootOfGPT(r, head[sector:])
-	}
-	for i := range 4 {
-		if head[mbrEntries+16*i] == mbrActive {
-			return bootBIOS
-		}
-	}
-	return bootNone
-}
-
-func bootOfGPT(r io.ReaderAt, header []byte) boot {
-	first := int64(binary.LittleEndian.Uint64(header[72:]))
-	count, each := binary.LittleEndian.Uint32(header[80:]), int64(binary.LittleEndian.Uint32(header[84:]))
-	if each < 128 || each > 4096 || first < 2 || first > 1<<40 {
-		return bootNone
-	}
-	entry := make([]byte, len(espType))
-	for i := range int64(min(count, gptMost)) {
-		if _, err := r.ReadAt(entry, first*sector+i*each); err != nil {
-			return bootNone
-		}
-		if slices.Equal(entry, espType) {
-			return bootUEFI
-		}
-	}
-	return bootNone
 }

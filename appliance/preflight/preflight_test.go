@@ -12,6 +12,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
 	"github.com/vhdrelay/vhdrelay/shipper/pageblob"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
@@ -142,11 +143,77 @@ func TestLargeDisks(t *testing.T) {
 	r.put("a/data.img", 5*tib, gpt(1, false))
 	p := r.run()
 	r.expect(p, "disk", "fits.img", control.CheckPass, "8.0 TiB")
+	r.expect(p, "disk-hyperv", "data.img", control.CheckWarn, "--format vhdx")
 	r.expect(p, "disk-size", "most.img", control.CheckFail, "a page blob holds")
 	r.expect(p, "disk-os", "mbr.img", control.CheckFail, "convert it to GPT")
 	r.expect(p, "disk-os", "efi.img", control.CheckFail, "boots from at most")
 	if c := find(p, "disk-os", "data.img"); c.Code != "" {
 		t.Errorf("a data disk of 5 TiB: %+v", c)
+	}
+}
+
+// What a block table hides is looked through: size, allocation, sectors, how it boots, and what it lies over.
+func TestTranslatedDisks(t *testing.T) {
+	r := newRig(t)
+	dynamic := imagetest.NewVHD(64*mib, 2*mib, 1, nil, "")
+	dynamic.Write(0, gpt(3, true)[:128*sector])
+	r.bytes("a/dynamic.vhd", dynamic.File())
+	foreign := imagetest.NewVHD(64*mib+512, 2*mib, 3, nil, "")
+	copy(foreign.Footer[28:], "vhdr")
+	foreign.Rename("")
+	r.bytes("a/foreign.vhd", foreign.File())
+	big := imagetest.NewVHDX(40*mib, mib, 4096, 1, nil, "")
+	big.Write(0, make([]byte, 4096))
+	r.bytes("a/big.vhdx", big.B)
+	r.bytes("a/fine.vhdx", imagetest.NewVHDX(40*mib, mib, 512, 1, nil, "").B)
+	p := r.run()
+	r.expect(p, "disk", "dynamic.vhd", control.CheckPass, "vhd-dynamic, 64.0 MiB, 64.0 KiB allocated, boots by UEFI: a generation 2 VM")
+	r.expect(p, "disk", "big.vhdx", control.CheckPass, "vhdx-dynamic, 40.0 MiB, 1.0 MiB allocated")
+	r.expect(p, "disk-sectors", "big.vhdx", control.CheckWarn, "4096")
+	r.expect(p, "disk-geometry", "foreign.vhd", control.CheckWarn, "qemu before 10 takes the geometry")
+	r.expect(p, "disk-alignment", "foreign.vhd", control.CheckWarn, "65.0 MiB")
+	for code, disk := range map[string]string{"disk-sectors": "fine.vhdx", "disk-geometry": "dynamic.vhd", "disk-chain": "dynamic.vhd", "disk-hyperv": "big.vhdx"} {
+		if c := find(p, code, disk); c.Code != "" {
+			t.Errorf("%+v", c)
+		}
+	}
+	if m := p.Moves[0]; m.Bytes > 2*mib {
+		t.Errorf("%d bytes to move of what is allocated", m.Bytes)
+	}
+}
+
+// The state of a chain, whether or not it can be protected.
+func TestChains(t *testing.T) {
+	r := newRig(t)
+	base := imagetest.NewVHD(64*mib, 2*mib, 1, nil, "")
+	leaf := imagetest.NewVHD(64*mib, 2*mib, 2, base, "base.vhd")
+	r.bytes("a/base.vhd", base.File())
+	r.bytes("a/leaf.avhd", leaf.File())
+	r.bytes("b/leaf.avhd", imagetest.NewVHD(64*mib, 2*mib, 2, base, "gone.vhd").File())
+	p := r.run()
+	r.expect(p, "disk-chain", "leaf.avhd", control.CheckPass, "a/leaf.avhd over a/base.vhd")
+	r.options.VM = "b"
+	p = r.run()
+	r.expect(p, "disk-chain", "leaf.avhd", control.CheckFail, "there is no b/gone.vhd")
+	r.expect(p, "disk-chain", "leaf.avhd", control.CheckFail, "put the parent into the store")
+	r.expect(p, "disk-format", "leaf.avhd", control.CheckFail, "not with qemu-img convert")
+}
+
+// A disk of 4 KiB sectors in a raw image is told by its partition table.
+func TestSectorsOf4K(t *testing.T) {
+	small := gpt(3, true)
+	large := make([]byte, 16*sector4K)
+	copy(large, small[:sector])
+	copy(large[sector4K:], small[sector:2*sector])
+	copy(large[2*sector4K:], small[2*sector:][:3*128])
+	r := newRig(t)
+	r.put("a/large.img", 64*mib, large)
+	r.put("a/small.img", 64*mib, small)
+	p := r.run()
+	r.expect(p, "disk-sectors", "large.img", control.CheckWarn, "does not find the partitions")
+	r.expect(p, "disk", "large.img", control.CheckPass, "generation 2")
+	if c := find(p, "disk-sectors", "small.img"); c.Code != "" {
+		t.Errorf("%+v", c)
 	}
 }
 
@@ -160,14 +227,14 @@ func TestBootHintReadsNothingWild(t *testing.T) {
 	} {
 		b := gpt(1, true)
 		change(b)
-		if got := bootOf(strings.NewReader(string(b))); got != bootNone {
+		if got, _ := bootOf(strings.NewReader(string(b))); got != bootNone {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
-	if got := bootOf(strings.NewReader(string(gpt(gptMost, true)))); got != bootUEFI {
+	if got, _ := bootOf(strings.NewReader(string(gpt(gptMost, true)))); got != bootUEFI {
 		t.Errorf("the last of %d entries: %q", gptMost, got)
 	}
-	if got := bootOf(strings.NewReader("short")); got != bootNone {
+	if got, _ := bootOf(strings.NewReader("short")); got != bootNone {
 		t.Errorf("%q", got)
 	}
 }

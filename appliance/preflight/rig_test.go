@@ -65,6 +65,9 @@ func (r *rig) put(name string, size int64, content []byte) {
 	r.must(os.Truncate(path, size))
 }
 
+// bytes makes a file of the store that is b and no more.
+func (r *rig) bytes(name string, b []byte) { r.put(name, int64(len(b)), b) }
+
 // vhd makes a fixed VHD.
 func (r *rig) vhd(name string, size int64) {
 	r.t.Helper()

@@ -65,7 +65,9 @@ type Info struct {
 	Geometry    Geometry  // of a VHD, informative
 	Creator     string    // creator application of a VHD, as stored
 	Created     time.Time // time stamp of a VHD's footer; zero for other formats
-	Notes       []string  // oddities that do not prevent protection, one sentence each
+	// QEMUSize is what QEMU before 10 takes for the size of a VHD, if that is another than VirtualSize: its geometry.
+	QEMUSize int64
+	Notes    []string // oddities that do not prevent protection, one sentence each
 }
 
 var (

@@ -101,7 +101,7 @@ func (p prober) fixed(f Footer, base FileOffset) (Info, error) {
 		return info, p.fail("current size", base+offCurrentSize, fmt.Sprint(f.CurrentSize), fmt.Sprint(int64(base)),
 			"footer and file disagree on the size of the disk; repair it with the tool that wrote it", ErrInvalid)
 	}
-	info.Notes = f.notes()
+	info.Notes, info.QEMUSize = f.notes(), f.QEMUSize()
 	return info, nil
 }
 
@@ -114,10 +114,18 @@ func (f Footer) notes() []string {
 	if f.SavedState {
 		n = append(n, "the footer says that the VM is in a saved state")
 	}
-	if !f.sizeTrusted() && f.Geometry.Bytes() != f.CurrentSize {
-		n = append(n, fmt.Sprintf("QEMU before 10 sees %d bytes here, the geometry, and not %d", f.Geometry.Bytes(), f.CurrentSize))
+	if q := f.QEMUSize(); q != 0 {
+		n = append(n, fmt.Sprintf("QEMU before 10 sees %d bytes here, the geometry, and not %d", q, f.CurrentSize))
 	}
 	return n
+}
+
+// QEMUSize is the size in bytes that QEMU before 10 takes, if it is not CurrentSize; else 0.
+func (f Footer) QEMUSize() int64 {
+	if f.sizeTrusted() || f.Geometry.Bytes() == f.CurrentSize {
+		return 0
+	}
+	return f.Geometry.Bytes()
 }
 
 // sizeTrusted says whether every QEMU takes the current size for this footer (block/vpc.c, vpc_open).

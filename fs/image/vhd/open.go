@@ -40,7 +40,8 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, err
 	}
 	i := &Image{r: r, Info: image.Info{FileSize: size, VirtualSize: footer.CurrentSize, ID: footer.ID, Geometry: footer.Geometry,
-		Creator: strings.TrimRight(string(footer.Creator[:]), "\x00 "), Created: footer.Created, Notes: notes}}
+		Creator: strings.TrimRight(string(footer.Creator[:]), "\x00 "), Created: footer.Created,
+		QEMUSize: footer.QEMUSize(), Notes: notes}}
 	if footer.Type == image.TypeFixed {
 		return i, i.openFixed(footer)
 	}
