@@ -35,15 +35,16 @@ var httpOwners = []string{"shipper/pageblob", "appliance"}
 
 // leaves are shared by all stages, and import only what stands here.
 var leaves = map[string][]string{
-	"journal/extent":   {},
-	"journal/durable":  {},
-	"resync/checksum":  {"journal/extent", "journal/durable"},
-	"fs/image":         {"journal/extent"},
-	"fs/image/vhd":     {"journal/extent", "fs/image"},
-	"fs/image/vhdx":    {"journal/extent", "fs/image"},
-	"fs/image/chain":   {"journal/extent", "fs/image", "fs/image/vhd", "fs/image/vhdx"},
-	"fs/image/formats": {"journal/extent", "fs/image", "fs/image/vhd", "fs/image/vhdx"},
-	"shipper/segment":  {"journal/extent", "resync/checksum"},
+	"journal/extent":          {},
+	"journal/durable":         {},
+	"journal/durable/platter": {"journal/durable"},
+	"resync/checksum":         {"journal/extent", "journal/durable"},
+	"fs/image":                {"journal/extent"},
+	"fs/image/vhd":            {"journal/extent", "fs/image"},
+	"fs/image/vhdx":           {"journal/extent", "fs/image"},
+	"fs/image/chain":          {"journal/extent", "fs/image", "fs/image/vhd", "fs/image/vhdx"},
+	"fs/image/formats":        {"journal/extent", "fs/image", "fs/image/vhd", "fs/image/vhdx"},
+	"shipper/segment":         {"journal/extent", "resync/checksum"},
 }
 
 var stages = []string{"fs", "journal", "shipper", "resync"}

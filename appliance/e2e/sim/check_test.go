@@ -47,21 +47,23 @@ func leftWithSpool(t *testing.T, w *world) *host {
 	return left
 }
 
-// files are the paths below a directory of the platter that end as told.
-func (p *platter) files(dir, suffix string) (paths []string) {
-	names, _ := p.ReadDir(dir)
-	for _, name := range names {
-		path := dir + "/" + name
-		if n := p.findLocked(path); n.dir {
-			paths = append(paths, p.files(path, suffix)...)
-		} else if strings.HasSuffix(name, suffix) {
+// files are the paths below a directory that end as told.
+func (d *stateDisk) files(dir, suffix string) (paths []string) {
+	d.Files(func(path string, _ int64) {
+		if strings.HasPrefix(path, dir+"/") && strings.HasSuffix(path, suffix) {
 			paths = append(paths, path)
 		}
-	}
+	})
 	return paths
 }
 
-func (p *platter) flip(path string, at int) { p.findLocked(path).data[at] ^= 1 }
+func (d *stateDisk) flip(path string, at func(size int) int) {
+	d.Damage(path, func(data []byte) []byte { data[at(len(data))] ^= 1; return data })
+}
+
+func middle(size int) int { return size / 2 }
+
+func offset(at int) func(int) int { return func(int) int { return at } }
 
 // Every kind of damage is named with its file and what to do.
 func TestJournalCheckSaysWhatIsBroken(t *testing.T) {
@@ -78,7 +80,7 @@ func TestJournalCheckSaysWhatIsBroken(t *testing.T) {
 		}, spool.ErrMissing},
 		"segment rotten": {func(h *host) string {
 			path := h.tree.files("/state", ".seg")[1]
-			h.tree.flip(path, len(h.tree.findLocked(path).data)/2)
+			h.tree.flip(path, middle)
 			return path
 		}, spool.ErrSegment},
 		"manifest of the middle gone": {func(h *host) string {
@@ -88,7 +90,7 @@ func TestJournalCheckSaysWhatIsBroken(t *testing.T) {
 		}, spool.ErrChain},
 		"table rotten": {func(h *host) string {
 			path := h.tree.files("/state", ".table")[0]
-			h.tree.flip(path, tableEntry)
+			h.tree.flip(path, offset(tableEntry))
 			return path
 		}, shipper.ErrContradiction},
 		"table gone": {func(h *host) string {
@@ -98,8 +100,7 @@ func TestJournalCheckSaysWhatIsBroken(t *testing.T) {
 		}, nil},
 		"table cut short": {func(h *host) string {
 			path := h.tree.files("/state", ".table")[0]
-			n := h.tree.findLocked(path)
-			n.data = n.data[:len(n.data)-page]
+			h.tree.Damage(path, func(data []byte) []byte { return data[:len(data)-page] })
 			return path
 		}, checksum.ErrTruncated},
 		"journal older than the spool": {func(h *host) string {
@@ -149,7 +150,8 @@ func TestJournalCheckKnowsAHalfEnteredEpoch(t *testing.T) {
 				w := newWorld(1, t.TempDir())
 				h := leftWithSpool(t, w) // its epochs carry block 1 one after the other
 				path := h.tree.files("/state", ".table")[0]
-				older := bytes.Clone(h.tree.findLocked(path).data)
+				var older []byte
+				h.tree.Damage(path, func(data []byte) []byte { older = bytes.Clone(data); return data })
 				if err := w.boot(h); err != nil {
 					t.Fatal(err)
 				}
@@ -161,12 +163,14 @@ func TestJournalCheckKnowsAHalfEnteredEpoch(t *testing.T) {
 				<-p.life.died
 				left := p.remains(false)
 				p.bury()
-				table := left.tree.findLocked(path)
-				newer := bytes.Clone(table.data[entry : entry+8])
-				copy(table.data, older)
-				copy(table.data[entry:], newer)
+				left.tree.Damage(path, func(data []byte) []byte {
+					newer := bytes.Clone(data[entry : entry+8])
+					copy(data, older)
+					copy(data[entry:], newer)
+					return data
+				})
 				if flip {
-					left.tree.flip(path, entry)
+					left.tree.flip(path, offset(entry))
 				}
 				found = left.check()
 			})

@@ -365,7 +365,7 @@ func (w *world) stepLost(Step) error {
 	p := w.active()
 	p.life.kill()
 	next := p.remains(false)
-	next.store, next.tree, next.saved, next.beats = &memory.Store{}, newPlatter(next.tree.life), "", nil
+	next.store, next.tree, next.saved, next.beats = &memory.Store{}, newStateDisk(next.tree.life), "", nil
 	w.setActive(nil)
 	for _, line := range next.lines {
 		line.Crash()
@@ -377,7 +377,7 @@ func (w *world) stepLost(Step) error {
 // stepSecond starts another appliance of the same identity over copies of the images, while the first goes on for a while.
 func (w *world) stepSecond(s Step) error {
 	old := w.quiet()
-	other := &host{store: &memory.Store{}, tree: newPlatter(newLife()), order: map[string][]string{}, boot: old.h.boot,
+	other := &host{store: &memory.Store{}, tree: newStateDisk(newLife()), order: map[string][]string{}, boot: old.h.boot,
 		images: map[string]map[string]*Image{}, lines: map[string]*oracle.Timeline{}}
 	for vm, disks := range old.h.images {
 		other.images[vm], other.lines[vm] = map[string]*Image{}, oracle.New()

@@ -26,7 +26,7 @@ import (
 // host is a machine's stable storage: what one process leaves and the next one finds.
 type host struct {
 	store  *memory.Store
-	tree   *platter
+	tree   *stateDisk
 	images map[string]map[string]*Image // by VM and disk name
 	order  map[string][]string          // disk names of a VM
 	boot   journal.Boot

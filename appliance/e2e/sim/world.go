@@ -131,7 +131,7 @@ func (w *world) newHost() *host {
 
 // bareHost makes a machine without images.
 func (w *world) bareHost(l *life) *host {
-	h := &host{store: &memory.Store{}, tree: newPlatter(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
+	h := &host{store: &memory.Store{}, tree: newStateDisk(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
 		lines: map[string]*oracle.Timeline{}, boot: journal.Boot{ID: "boot", Start: w.now().Add(-time.Hour)}}
 	for _, vm := range w.vms {
 		h.images[vm], h.lines[vm] = map[string]*Image{}, oracle.New()
