@@ -43,9 +43,10 @@ type Files struct {
 }
 
 const (
-	actSpool = "nothing by hand: when it starts, the appliance gives these epochs up and captures their blocks again; look at the state directory's disk"
-	actTable = "move the file away while the appliance is stopped: at its start it captures the disk anew; look at the state directory's disk"
-	actState = "stop the appliance, keep a copy of state_dir, empty it and start: the VMs are taken over again and compared"
+	actSpool  = "nothing by hand: when it starts, the appliance gives these epochs up and captures their blocks again; look at the state directory's disk"
+	actTable  = "move the file away while the appliance is stopped: at its start it captures the disk anew; look at the state directory's disk"
+	actBlocks = "nothing by hand: the next capture compares the whole disk and sends what differs; look at the state directory's disk"
+	actState  = "stop the appliance, keep a copy of state_dir, empty it and start: the VMs are taken over again and compared"
 )
 
 // Check holds all that is on disk against each other, and changes nothing: the spool's manifests against their segments, which
@@ -131,6 +132,7 @@ func (c *check) disk(s *spool.Spool, id, name string) {
 	if err != nil || !found || rec.Gone || !rec.TableReady {
 		return
 	}
+	c.blockTables(s, id, name, rec)
 	path := filepath.Join(c.TableDir, id+".table")
 	t, err := checksum.OpenTableIn(c.Tree, path)
 	if err != nil {
@@ -141,6 +143,29 @@ func (c *check) disk(s *spool.Spool, id, name string) {
 	err = cmp.Or(t.Check(), tableAgrees(t, rec, id, s))
 	if err = errors.Join(err, t.Close()); err != nil {
 		c.add(path, actTable, fmt.Errorf("table of disk %s: %w", name, err))
+	}
+}
+
+// blockTables reads the block table that the disk's record names, and those that it will name after a redo.
+func (c *check) blockTables(s *spool.Spool, id, name string, rec diskRecord) {
+	if rec.Blocks == 0 {
+		return
+	}
+	numbers := []uint64{rec.Blocks}
+	for _, m := range s.Manifests() {
+		if md := m.Disk(id); md != nil && m.Epoch > rec.Base && md.Blocks > numbers[len(numbers)-1] {
+			numbers = append(numbers, md.Blocks)
+		}
+	}
+	for _, n := range numbers {
+		path := fmt.Sprintf("%s%d", blocksPrefix(c.TableDir, id), n)
+		b, err := c.Tree.ReadFile(path)
+		if err == nil {
+			_, err = DecodeBlocks(b)
+		}
+		if err != nil {
+			c.add(path, actBlocks, fmt.Errorf("block table of disk %s: %w", name, err))
+		}
 	}
 }
 
@@ -230,6 +255,9 @@ func (v *VM) Check() []*Finding {
 		return c.found
 	}
 	for _, d := range v.disks() {
+		if d.translated() && d.previous() == nil {
+			c.add(v.blocksPath(d, d.state.get().Blocks), actBlocks, fmt.Errorf("block table of disk %s: %w", d.src.Name(), ErrBlockTable))
+		}
 		if err := v.checkTable(d); err != nil {
 			c.add(v.tablePath(d), actTable, fmt.Errorf("table of disk %s: %w", d.src.Name(), err))
 		}

@@ -47,6 +47,15 @@ func (r *rig) blockFiles() []string {
 	return names
 }
 
+func (r *rig) checkFiles() []*Finding {
+	disks := map[string]string{}
+	for name, d := range r.disks {
+		disks[d.ID()] = name
+	}
+	return Files{Name: "vm", ID: r.log.ID(), Docs: testDocuments{r.j}, Spool: filepath.Join(r.dir, "spool"), TableDir: r.dir,
+		Disks: disks, Reserved: r.log.LastEpoch()}.Check()
+}
+
 // A table that cannot be read at the seal leaves the epoch open and the disk as it was; what only the table tells of is found
 // by the next epoch that can read it.
 func TestI4_TableThatIsTornAtTheSealIsLookedAtAgain(t *testing.T) {
@@ -97,10 +106,19 @@ func TestI11_LostBlockTableIsAComparison(t *testing.T) {
 			if files := r.blockFiles(); len(files) != 1 {
 				t.Fatalf("%v", files)
 			}
+			if found := r.checkFiles(); len(found) != 0 {
+				t.Errorf("before anything is damaged: %v", found)
+			}
 			r.must(damage(r.blockFiles()[0]))
+			if found := r.checkFiles(); len(found) != 1 || !strings.Contains(found[0].Error(), "block table") {
+				t.Errorf("the check says %v", found)
+			}
 			h.begun(r, rng, func() { h.swap(2, 5) })
 			r.closed = true
 			r.crash()
+			if found := r.vm.Check(); len(found) != 1 || !strings.Contains(found[0].Error(), "block table") {
+				t.Errorf("the check of the pipeline says %v", found)
+			}
 			if _, _, ok := r.vm.Table(r.disks["c.vhd"].ID()); ok {
 				t.Error("there is a layout without a table")
 			}

@@ -8,6 +8,9 @@
 // Table, a value that says where each sector comes from and, compared with an earlier one, which blocks of the disk may
 // read differently (Table.Changed); and the Disk, which reads the bytes.
 //
-// Protected are raw images and fixed VHDs. Dynamic and differencing VHDs and VHDX are recognised by content and
-// answered with ErrUnsupported, so that a copy of a *file* is never taken for a copy of a *disk*.
+// A Table can be kept: AppendBinary and DecodeTable are the format (codec.go), strict, versioned and fuzzed. The Layout
+// converts blocks and reads a disk through a table that need not be the image's any more.
+//
+// Probe knows raw images and fixed VHDs, and answers everything else with ErrUnsupported, so that a copy of a *file* is
+// never taken for a copy of a *disk*. Room formats opens what has a block table: its Probe says what is protected.
 package image
