@@ -54,6 +54,12 @@ func (a *Appliance) starve(err error) {
 
 // answers asks the mount for something the kernel cannot know: statfs, and a name that nobody asked for before.
 func (s *store) answers() error {
+	if s.srv.Kept() {
+		if err := s.srv.Answers(); err != nil {
+			return fmt.Errorf("mount %s does not answer: %w", s.conf.Mount, err)
+		}
+		return nil
+	}
 	name := ".vhdrelay-alive-" + strconv.FormatInt(s.app.now().UnixNano(), 36)
 	return apart(func() error {
 		var fs unix.Statfs_t

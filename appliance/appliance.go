@@ -42,6 +42,8 @@ type Appliance struct {
 	host      string
 	machineID string
 
+	notify    *systemd.Notifier
+	stored    map[string]*os.File // what the process before this one left, by name
 	listener  net.Listener
 	stateLock *dirLock
 	journal   *journal.Journal
@@ -89,7 +91,11 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 	if err := Able("/dev/fuse"); err != nil {
 		return err
 	}
+	stored := systemd.Stored()
 	a, closeState, err := open(conf, opts)
+	if a != nil {
+		a.stored = stored
+	}
 	if errors.Is(err, errState) {
 		return errors.Join(a.serveBare(ctx, err), a.close())
 	}
@@ -272,6 +278,7 @@ func (a *Appliance) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.notify = notify
 	base := context.WithoutCancel(ctx)
 	if err := a.attachAll(); err != nil {
 		return errors.Join(err, a.closeMachines(), a.journal.Close(base))
@@ -329,6 +336,7 @@ func (a *Appliance) mountAll() error {
 			return err
 		}
 	}
+	a.strangers()
 	return nil
 }
 

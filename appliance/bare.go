@@ -46,6 +46,7 @@ func (a *Appliance) serveBare(ctx context.Context, cause error) error {
 	if err != nil {
 		return err
 	}
+	a.notify = notify
 	a.log.Error("disks are served untracked, nothing is replicated", "code", codeState, "cause", cause, "action", actionOf(cause))
 	signal.Ignore(syscall.SIGHUP) // the config is read at the restart
 	defer signal.Reset(syscall.SIGHUP)

@@ -32,6 +32,9 @@ var errHangs = errors.New("a part does not end: it waits for a disk or a target 
 // wait for the target, and for nothing longer than its bounds.
 func (a *Appliance) shutDown(ctx context.Context, stop context.CancelFunc, g *errgroup.Group) error {
 	err := a.unmountAll(ctx)
+	if errors.Is(err, errHangs) && a.anyKept() {
+		return err // a change is under way that does not end: the next process does it again
+	}
 	a.refuseMore()
 	a.sealLast(ctx)
 	stop()
@@ -77,11 +80,19 @@ func (a *Appliance) sealLast(ctx context.Context) {
 	all.Wait()
 }
 
+// unmountAll ends the serving of every store: for good, or for the next process where one will come.
 func (a *Appliance) unmountAll(ctx context.Context) error {
+	hand := a.handsOver()
 	errs := make([]error, len(a.stores))
 	var all sync.WaitGroup
 	for i, s := range a.stores {
-		all.Go(func() { errs[i] = s.unmount(ctx) })
+		all.Go(func() {
+			if hand && s.srv != nil && s.srv.Kept() {
+				errs[i] = s.freeze()
+				return
+			}
+			errs[i] = s.unmount(ctx)
+		})
 	}
 	all.Wait()
 	return errors.Join(errs...)
@@ -96,11 +107,13 @@ func (s *store) unmount(ctx context.Context) error {
 	s.leaving.Store(true)
 	err := within(s.app.bounds.drain, s.srv.Unmount)
 	if err == nil {
+		s.unkeep()
 		return nil
 	}
 	s.log.Warn("store is in use and is detached; open images see I/O errors from now on", "code", "unmount-busy", "open", s.inUse(), "cause", err,
 		"action", "stop the virtual machines before the appliance")
 	ctx, cancel := context.WithTimeout(ctx, s.app.bounds.drain)
 	defer cancel()
+	s.unkeep()
 	return s.srv.Abort(ctx)
 }

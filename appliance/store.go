@@ -354,6 +354,7 @@ func (s *store) mount() error {
 		volumes = s
 	}
 	srv, err := fs.Mount(fs.Options{
+		Version: Version, Keep: s.keepOption(), Kept: s.kept(),
 		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true, Observe: s.app.metrics.Guest,
 	})
 	if err != nil {
@@ -362,6 +363,10 @@ func (s *store) mount() error {
 	s.mu.Lock() // the watch of the source runs already
 	s.srv = srv
 	s.mu.Unlock()
+	if srv.Adopted() {
+		s.log.Info("store taken over from the process before this one; guests go on", "source", s.conf.Source, "mount", s.conf.Mount)
+		return nil
+	}
 	s.log.Info("store mounted", "source", s.conf.Source, "mount", s.conf.Mount)
 	return nil
 }
@@ -374,6 +379,7 @@ func (s *store) watch(ctx context.Context) error {
 		return nil
 	case <-s.srv.Done():
 	}
+	s.unkeep()
 	if s.leaving.Load() {
 		return nil
 	}

@@ -62,6 +62,7 @@ func (s *store) takeAway(ctx context.Context, force bool) error {
 		err = s.srv.Abort(ctx)
 	}
 	if err == nil {
+		s.unkeep()
 		s.log.Warn("store unmounted on demand; it is served again after a restart", "mount", s.conf.Mount, "force", force)
 		return nil
 	}

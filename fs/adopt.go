@@ -3,7 +3,6 @@ package fs
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -49,37 +48,15 @@ func reopenStore(opts Options, c *Connection) (*store, facts, error) {
 	if err != nil {
 		return nil, have, err
 	}
-	if err := fits(opts, have, c.Device); err != nil {
+	if err := have.fits(opts, c.Device); err != nil {
 		return nil, have, errors.Join(err, l.close())
 	}
 	s, err := newStore(opts.Source, opts.Volumes, opts.Log)
 	if err != nil {
 		return nil, have, errors.Join(fmt.Errorf("source %s: %w", opts.Source, err), l.close())
 	}
-	s.observe, s.ledger = opts.Observe, l
-	if st, err := s.root.stat(); err != nil || st.Dev != have.Dev || st.Ino != have.Ino {
-		s.OnUnmount()
-		return nil, have, fmt.Errorf("its source was another directory than %s: %w", opts.Source, ErrOther)
-	}
+	s.observe, s.hook, s.ledger, s.kept = opts.Observe, opts.Hook, l, true
 	return s, have, nil
-}
-
-// fits compares the mount that is there with the one that is wanted.
-func fits(opts Options, have facts, device *os.File) error {
-	if !alive(device) {
-		return ErrAborted
-	}
-	if have.Mount != opts.Mount {
-		return fmt.Errorf("it is at %s, not at %s: %w", have.Mount, opts.Mount, ErrOther)
-	}
-	at, err := mountsAt(have.Mount)
-	if err != nil {
-		return err
-	}
-	if len(at) == 0 || at[len(at)-1].device != have.Device {
-		return fmt.Errorf("it is no more at %s: %w", have.Mount, ErrOther)
-	}
-	return nil
 }
 
 // hiddenPrefix begins the names, in the root of the source, of files that are open and have no other name any more; the

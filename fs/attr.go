@@ -51,6 +51,8 @@ func (s *store) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut
 	if err != nil {
 		return status(err)
 	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	for _, set := range []func(*node, *fuse.SetAttrIn) error{setOwner, setMode, setSize, setTimes} {
 		if err := set(n, in); err != nil {
 			return status(err)

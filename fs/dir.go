@@ -35,6 +35,8 @@ func (s *store) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 	if err != nil {
 		return status(err)
 	}
+	s.gate.RLock() // it finds files
+	defer s.gate.RUnlock()
 	return status(s.readDir(n, int64(in.Offset), func(e fuse.DirEntry) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {

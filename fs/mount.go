@@ -52,6 +52,8 @@ type Options struct {
 	// Kept is what an earlier process's Keep got. Mount owns it. The mount is taken over; if its connection has ended
 	// meanwhile, it is made afresh.
 	Kept *Connection
+	// Hook is called at every Point with the number of the request; tests end the process there. nil: never.
+	Hook func(point string, request uint64)
 	// Observe is told how long one in 64 requests of a kind took: read, write, fsync. nil: nothing is measured.
 	Observe func(verb string, took time.Duration)
 }
@@ -107,7 +109,7 @@ func mountAfresh(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", opts.Source, err)
 	}
-	s.observe = opts.Observe
+	s.observe, s.hook = opts.Observe, opts.Hook
 	s.unhideAll()
 	device, err := openDevice(opts)
 	if err != nil {

@@ -10,6 +10,19 @@ import (
 // that is gone (FUSE_UNIQUE_RESEND, kernel 6.9).
 const resent = 1 << 63
 
+// Points of Options.Hook, by which a test ends the process in the gap they name.
+const (
+	PointBefore = "before a deed is done"
+	PointDone   = "after it is done, before that is noted"
+	PointNoted  = "after it is noted, before it is answered"
+)
+
+func (s *store) reached(point string, request uint64) {
+	if s.hook != nil {
+		s.hook(point, request)
+	}
+}
+
 // deed is a request that would do something else when it is done a second time: an exclusive create would find what it
 // made itself.
 type deed struct {
@@ -27,6 +40,8 @@ type deed struct {
 
 // once does a deed, or answers as it was answered, or would have been, by the process before this one.
 func (s *store) once(d deed) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	i, again := s.ledger.begin(d.unique, d.before)
 	if i < 0 {
 		return d.do()
@@ -43,8 +58,11 @@ func (s *store) once(d deed) error {
 		a.end(err)
 		return err
 	}
+	s.reached(PointBefore, d.unique)
 	err := d.do()
+	s.reached(PointDone, d.unique)
 	a.end(err)
+	s.reached(PointNoted, d.unique)
 	return err
 }
 

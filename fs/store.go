@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -18,9 +19,12 @@ const cacheTime = time.Second
 // store answers the kernel's requests. It implements every method itself: a default that go-fuse adds or changes can
 // never write around a Tracker.
 type store struct {
-	tree    tree
-	ledger  *ledger // nil: nothing is remembered for another process
-	kept    bool    // another process may go on with this mount
+	tree   tree
+	ledger *ledger // nil: nothing is remembered for another process
+	kept   bool    // another process may go on with this mount
+	hook   func(point string, request uint64)
+	// gate is held for reading by what changes names, or finds files. It is taken for writing once, for ever, by Freeze.
+	gate    sync.RWMutex
 	root    *node
 	dev     uint64 // of the source: nothing on another device is served
 	volumes Volumes

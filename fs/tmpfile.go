@@ -17,6 +17,8 @@ func (s *store) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOu
 	if err != nil {
 		return status(err)
 	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	n, err := s.makeNameless(dir, in)
 	if err != nil {
 		return status(err)

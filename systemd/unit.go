@@ -3,6 +3,7 @@ package systemd
 import (
 	"context"
 	_ "embed" // the unit file
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -17,6 +18,9 @@ const UnitName = "vhdrelay.service"
 //
 //go:embed vhdrelay.service
 var Unit string
+
+// ErrNoManager: nobody keeps anything for the next process.
+var ErrNoManager = errors.New("no service manager")
 
 // Notifier tells the service manager how the appliance is. Its zero value, and any Notifier outside systemd, does nothing.
 type Notifier struct {
@@ -49,6 +53,9 @@ func (n *Notifier) notify(state string) error {
 	}
 	return nil
 }
+
+// Manages says whether there is a manager that can keep something.
+func (n *Notifier) Manages() bool { return n != nil && n.send != nil }
 
 // Ready says that every store is mounted, so that what is ordered after the appliance may start.
 func (n *Notifier) Ready() error { return n.notify(daemon.SdNotifyReady) }

@@ -25,6 +25,7 @@ var binary = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	rig.Keeper()
 	code := m.Run()
 	if path, err := binary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path)) // of no use to the next run
@@ -137,4 +138,10 @@ func TestE2EFormats(t *testing.T) {
 func TestE2EClients(t *testing.T) {
 	needs(t, "losetup", "mkfs.ext4")
 	play(t, false, stage.ClientsSmall)
+}
+
+// TestE2EHandover ends the process that serves under every kind of load; the next one takes the mount over.
+func TestE2EHandover(t *testing.T) {
+	needs(t, "fio", "sqlite3", "losetup", "mkfs.ext4")
+	play(t, false, stage.HandoverSmall)
 }

@@ -20,6 +20,7 @@ import (
 )
 
 func main() {
+	rig.Keeper()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx)
 	stop()
@@ -38,6 +39,7 @@ func run(ctx context.Context) error {
 	binary := flag.String("binary", "", "appliance to test; without it, it is built")
 	at := flag.String("at", "", "regular expression: only failpoints whose name matches")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of every random choice")
+	ends := flag.Int("ends", 0, "how often stage handover ends the process that serves; 0: 200, or 20 with -short")
 	flag.Parse()
 	match, err := regexp.Compile(*only)
 	if err != nil {
@@ -46,7 +48,7 @@ func run(ctx context.Context) error {
 	if err := os.MkdirAll(*dir, 0o700); err != nil {
 		return err
 	}
-	e := &stage.Env{Dir: *dir, Binary: *binary, Short: *short, Seed: *seed, Out: os.Stdout, Azure: *target == "azurite"}
+	e := &stage.Env{Dir: *dir, Binary: *binary, Short: *short, Seed: *seed, Ends: *ends, Out: os.Stdout, Azure: *target == "azurite"}
 	if *at != "" {
 		if e.At, err = regexp.Compile(*at); err != nil {
 			return err

@@ -37,6 +37,8 @@ type Options struct {
 	Env   []string // NAME=VALUE of the appliance and its commands, beside ours
 	Debug bool     // the appliance logs all it can
 
+	Keeper bool // the mount outlives the process, and another process follows one that ends; see Keeper
+
 	Interval      time.Duration // 5 s
 	ApplyInterval time.Duration // 20 s
 	SpoolLimit    int64         // bytes, 0: the appliance's default
@@ -148,7 +150,19 @@ func (r *Rig) Launch() (err error) {
 	if r.Debug {
 		args = append(args, "--debug")
 	}
-	r.proc, err = start(r.LogFile(), r.environ(), nil, r.Binary, args...)
+	binary, env := r.Binary, r.environ()
+	if r.Keeper {
+		more, err := r.keep()
+		if err != nil {
+			return err
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		binary, env, args = self, append(env, more...), append([]string{r.Binary}, args...)
+	}
+	r.proc, err = start(r.LogFile(), env, nil, binary, args...)
 	return err
 }
 
@@ -189,6 +203,9 @@ func (r *Rig) Pid() int {
 	if r.proc == nil {
 		return 0
 	}
+	if r.Keeper {
+		return r.served()
+	}
 	return r.proc.cmd.Process.Pid
 }
 
@@ -212,6 +229,11 @@ func (r *Rig) Stop() error {
 		return nil
 	}
 	p := r.proc
+	if r.Keeper {
+		if err := os.WriteFile(filepath.Join(r.Dir, "keeper", "stopping"), nil, 0o600); err != nil {
+			return err
+		}
+	}
 	if err := p.end(unix.SIGTERM, stopTimeout); err != nil {
 		p.quit()
 		return errors.Join(fmt.Errorf("stop: %w, see %s", err, r.LogFile()), r.Kill())

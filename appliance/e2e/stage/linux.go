@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,6 +25,7 @@ type linux struct {
 	vm        string
 	sql, tree *rig.Loop
 	committed atomic.Int64 // newest transaction the database has answered
+	made      time.Time    // when both file systems were there
 	written   atomic.Int64 // newest file of the tree whose name is synced
 	running   *running
 	scratch   string
@@ -47,6 +49,7 @@ func newLinux(ctx context.Context, e *Env, appliance *rig.Rig) (*linux, error) {
 // start makes both file systems through the mount and sets database and tree to work.
 func (x *linux) start(ctx context.Context) error {
 	err := errors.Join(x.sql.Format(ctx, 0), x.tree.Format(ctx, 0))
+	x.made = time.Now()
 	if err == nil {
 		err = errors.Join(x.sql.Mount(ctx), x.tree.Mount(ctx, "discard"))
 	}

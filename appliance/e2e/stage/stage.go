@@ -24,6 +24,7 @@ type Env struct {
 	Out    io.Writer      // progress, a line each
 	Azure  bool           // Azurite as the target, else a directory
 	At     *regexp.Regexp // of the stage failpoints, the points whose name matches; nil: all
+	Ends   int            // of processes in stage handover; 0: its own number
 }
 
 // Stage is one long test.
@@ -53,6 +54,7 @@ var All = []Stage{
 	{"overrun", "three times the spool changed during a resync: it ends, old points stay, new ones come", Overrun},
 	{"crashes", "500 kills and 500 power cuts at random moments, a point judged after each; resumes within the stage", Crashes},
 	{"failpoints", "SIGKILL and a power cut at every failpoint of the data path", Failpoints},
+	{"handover", "the process that serves ends again and again under load, the next one takes over: no guest sees an error", Handover},
 	{"kills", "SIGKILL at random moments: replication goes on, only active regions are suspect", Kills},
 }
 

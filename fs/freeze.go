@@ -1,0 +1,53 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Freeze lets no change of a file and of a name begin any more, and returns when those under way have ended. Whoever asks
+// for one waits, for the process that takes the mount over: this one can only end after it. Reading goes on.
+func (s *Server) Freeze() {
+	s.store.gate.Lock()
+	for _, n := range s.store.tree.all() {
+		n.track.Lock()
+	}
+}
+
+// How long Answers looks for a moment in which no request waits to be read.
+const (
+	answerTries = 100
+	answerPause = 50 * time.Millisecond
+)
+
+// Errors of Answers.
+var errNotRead = errors.New("requests are not read")
+
+// Answers says whether requests are read and the source answers, without asking the mount: a thread that waits for an
+// answer of its own mount cannot be killed, so the process could not die, and where somebody else has the connection it
+// never ends.
+func (s *Server) Answers() error {
+	var st fuse.StatfsOut
+	if code := s.store.StatFs(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}, &st); !code.Ok() {
+		return fmt.Errorf("source: %w", unix.Errno(code))
+	}
+	fd, err := s.store.openPath(s.store.root.fd, ".vhdrelay-alive-"+fmt.Sprint(time.Now().UnixNano()))
+	if err == nil {
+		unix.Close(fd)
+	} else if err != unix.ENOENT {
+		return fmt.Errorf("source: %w", err)
+	}
+	_, _ = s.store.tree.path(s.store.root) // nobody holds its lock for ever
+	for range answerTries {
+		fds := []unix.PollFd{{Fd: int32(s.device.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, 0); err == nil && fds[0].Revents&unix.POLLIN == 0 {
+			return nil
+		}
+		time.Sleep(answerPause)
+	}
+	return errNotRead
+}
