@@ -25,7 +25,9 @@ var binary = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	rig.Keeper()
+	if code, is := rig.Keeper(); is {
+		os.Exit(code)
+	}
 	code := m.Run()
 	if path, err := binary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path)) // of no use to the next run

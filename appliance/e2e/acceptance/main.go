@@ -20,7 +20,9 @@ import (
 )
 
 func main() {
-	rig.Keeper()
+	if code, is := rig.Keeper(); is {
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx)
 	stop()

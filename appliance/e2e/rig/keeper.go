@@ -21,23 +21,23 @@ import (
 // keeperEnv names the directory of a keeper; set, this program is one.
 const keeperEnv = "VHDRELAY_KEEPER"
 
-// Keeper must be called first in the main function of every program that uses Options.Keeper: it does not return where the
-// program was started as a keeper.
+// Keeper must be called first in the main function of every program that uses Options.Keeper. Where the program was started
+// as a keeper it is one until it is told to stop (is), and the program exits with code.
 //
 // A keeper does for the appliance what a service manager does: it keeps its descriptors (FDSTORE=1), hands them to the next
 // process, and starts that when one ends. It is a process of its own, because what waits for an answer of a mount cannot
 // be killed, and must not be what has the mount's connection open.
-func Keeper() {
+func Keeper() (code int, is bool) {
 	dir := os.Getenv(keeperEnv)
 	if dir == "" {
-		return
+		return 0, false
 	}
 	k := &keeper{dir: dir}
 	code, err := k.run(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
 	}
-	os.Exit(code)
+	return code, true
 }
 
 type keeper struct {
