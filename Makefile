@@ -24,6 +24,7 @@ tools: ## what tests and demo need beyond Go
 
 test: tools build ## the tests; at most 20 minutes on two cores
 	$(GO) test -count=1 -timeout 20m ./...
+	@$(MAKE) --no-print-directory fuzz FUZZDIRS=fs/image FUZZTIME=3s
 
 race: tools ## the tests of the concurrent packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 30m ./fs/... ./journal/... ./resync/... ./shipper/... ./appliance/...
@@ -45,9 +46,10 @@ acceptance: tools build ## the long runs; resumable
 torture: ## random histories with faults for DURATION (10m) from SEED (1) on; resumable
 	@$(GO) run ./appliance/e2e/torture -seed $(or $(SEED),1) -duration $(or $(DURATION),10m)
 
-FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' fs journal shipper resync appliance | sort
+FUZZDIRS ?= fs journal shipper resync appliance
+FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' $(FUZZDIRS) | sort
 
-fuzz: ## every fuzzer for FUZZTIME (20s)
+fuzz: ## every fuzzer below FUZZDIRS (all) for FUZZTIME (20s)
 	@set -e; $(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),20s) ./$$dir; done
 

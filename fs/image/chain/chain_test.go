@@ -382,3 +382,28 @@ func (f sickFile) Stat() (Stat, error) {
 	}
 	return st, err
 }
+
+// FuzzPlaces: whatever an image says of its parent, it is looked for in the store, and in few places.
+func FuzzPlaces(f *testing.F) {
+	for _, p := range []string{`.\b.vhd`, `..\..\etc\passwd`, `C:\vm\b.vhd`, `\\?\Volume{26A21BDA-A627-11D7-9931-806E6F6E6963}\b.vhdx`, "file://./b.vhd", "file:///a/%2e%2e/b", "a/../../b", "//host/share/b.vhd", `\..\b`, "C:", "%"} {
+		f.Add("vm/a.vhd", p, p)
+	}
+	f.Fuzz(func(t *testing.T, child, one, two string) {
+		if !filepath.IsLocal(child) {
+			return
+		}
+		var all []image.Locator
+		for _, kind := range []string{"W2ru", "W2ku", "MacX", "name", "relative_path", "absolute_win32_path", "volume_path", "Wi2r"} {
+			all = append(all, image.Locator{Kind: kind, Path: one}, image.Locator{Kind: kind, Path: two})
+		}
+		found := places(child, all)
+		for _, p := range found {
+			if !filepath.IsLocal(p.name) || p.name == "." || strings.ContainsRune(p.name, 0) && !strings.ContainsRune(child, 0) {
+				t.Errorf("%v: %q", all, p.name)
+			}
+		}
+		if len(found) > len(all)*(tailMost+2) {
+			t.Errorf("%d places", len(found))
+		}
+	})
+}

@@ -148,9 +148,11 @@ func FuzzOpen(f *testing.F) {
 	f.Add(w.File())
 	fixed := image.FixedFooter(4096, [16]byte{1}, imagetest.Created)
 	f.Add(append(make([]byte, 4096), fixed[:]...))
+	parent := newFlat(1 << 20)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		reseal(b)
-		i, err := Open(bytes.NewReader(b), int64(len(b)))
+		var i *Image
+		err := imagetest.CheckMemory(t, "fuzzed", uint64(1<<20+64*len(b)), func() (err error) { i, err = Open(bytes.NewReader(b), int64(len(b))); return err })
 		if err != nil {
 			var e *image.Error
 			if !errors.As(err, &e) {
@@ -161,9 +163,9 @@ func FuzzOpen(f *testing.F) {
 		if i.Table.Blocks()*entrySize > int64(len(b)) {
 			t.Fatalf("%d blocks in a file of %d bytes", i.Table.Blocks(), len(b))
 		}
-		read := make([]byte, 4096)
+		read, disk := make([]byte, 4096), i.Disk(parent)
 		for off := int64(0); off < min(i.Info.VirtualSize, 64<<20); off += i.Table.BlockSize {
-			if _, err := i.Disk(newFlat(1<<20)).ReadAt(read[:min(4096, i.Info.VirtualSize-off)], off); err != nil {
+			if _, err := disk.ReadAt(read[:min(4096, i.Info.VirtualSize-off)], off); err != nil {
 				t.Fatalf("reading at %d: %v", off, err)
 			}
 		}

@@ -2,9 +2,7 @@ package vhdx
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -250,24 +248,10 @@ func TestGoldenImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, b := openFile(t, f.Name())
-	golden := filepath.Join("testdata", "new.hex")
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
+	want := imagetest.Golden(t, filepath.Join("testdata", "new.hex"))
+	if !bytes.Equal(b, want) {
+		t.Errorf("the format of new images has changed:\n%s", imagetest.Dump(b))
 	}
-	if got := dump(b); got != string(want) {
-		t.Errorf("the format of new images has changed:\n%s", got)
-	}
-}
-
-// dump prints the rows of 32 bytes that are not all zeros.
-func dump(b []byte) (text string) {
-	for at := 0; at < len(b); at += 32 {
-		if row := b[at:min(at+32, len(b))]; !zero(row) {
-			text += fmt.Sprintf("%07x %s\n", at, hex.EncodeToString(row))
-		}
-	}
-	return text
 }
 
 func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
