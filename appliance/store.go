@@ -40,6 +40,7 @@ type store struct {
 	watcher watcher
 	volumes fs.Volumes   // nil: the store itself
 	pace    *resync.Pace // shared by the comparisons of its disks
+	order   order        // of what the mount tells
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
@@ -88,10 +89,8 @@ func newStore(app *Appliance, conf config.Store) *store {
 	return s
 }
 
-// Attach implements fs.Volumes. The guest comes first (I9): an image that cannot
-// be tracked is marked on itself, durably, and served; only one that takes no mark
-// is refused to writers.
-func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
+// attach makes the tracker of an image, if it is to have one.
+func (s *store) attach(path string, id fs.Identity) fs.Tracker {
 	if !image.IsImageName(path) {
 		return nil
 	}
@@ -353,6 +352,7 @@ func (s *store) mount() error {
 	if volumes == nil {
 		volumes = s
 	}
+	s.order.patience.Store(int64(journal.DefaultActivationTimeout))
 	srv, err := fs.Mount(fs.Options{
 		Version: Version, Keep: s.keepOption(), Kept: s.kept(),
 		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true, Observe: s.app.metrics.Guest,

@@ -32,6 +32,14 @@ func (s *Server) Notice(path string, id Identity) bool {
 	return true
 }
 
+// Again asks anew for the tracker of a file, by the path it has now; it is in force when Again returns, also for a file that is
+// open. A file that is not known here is asked for when it is looked up.
+func (s *Server) Again(id Identity) {
+	if n := s.store.tree.get(id.Ino); n != nil && n.gen == id.Gen && n.isRegular() && s.store.volumes != nil {
+		s.store.retrackNow(n)
+	}
+}
+
 // retrackNow is retrack for a file that may be open.
 func (s *store) retrackNow(n *node) {
 	n.open.Lock()
