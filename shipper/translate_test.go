@@ -172,6 +172,39 @@ func TestI4_EvictedBlocksAreForgottenThroughTheTable(t *testing.T) {
 	})
 }
 
+// A region that leaves the activity log with a change takes nothing along: after a crash nobody looks at it, and its entries
+// are unknown.
+func TestI4_EvictedChangeIsCapturedAfterACrash(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r, h, rng := translatedRig(t, "d.vhdx", 20*mib, 20*mib)
+		h.begun(r, rng, func() {
+			for b := range int64(20) {
+				h.put(b*mib, bytes.Repeat([]byte{byte(b + 1)}, 4096))
+			}
+		})
+		r.quiesce()
+		r.active = 2
+		r.closed = true
+		r.crash()
+		r.quiesce()
+		for range 4 { // what is at rest leaves the activity log by itself
+			r.must(r.vm.captureStep(context.Background()))
+		}
+		for round := byte(0); r.j.Stats().Evictions < 4; round++ {
+			if round == 100 {
+				t.Fatal("nothing is evicted")
+			}
+			h.begun(r, rng, func() { h.put(rng.Int64N(20)*mib, bytes.Repeat([]byte{100 + round}, 8192)) })
+		}
+		unknown := r.vm.disks()[0].table().UnknownCount()
+		r.crash()
+		if n := r.vm.disks()[0].table().UnknownCount(); n == 0 || n != unknown {
+			t.Errorf("%d entries are unknown, %d were before the crash", n, unknown)
+		}
+		r.finish()
+	})
+}
+
 // A capture that does not fit is cut between blocks of the disk that share a block of the file.
 func TestI4_CutThroughABlockOfTheFile(t *testing.T) {
 	for _, table := range []bool{false, true} {
