@@ -436,7 +436,7 @@ func (a *Appliance) look() {
 
 func (a *Appliance) survey() {
 	for _, s := range a.stores {
-		if err := s.survey(); err != nil {
+		if err := errors.Join(s.survey(), s.lookAtChains()); err != nil {
 			s.log.Warn("store cannot be looked through", "code", "survey-failed", "cause", err, "action", "look at the source directory")
 		}
 	}

@@ -45,10 +45,11 @@ type store struct {
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
 		images      map[fileID]*attached
-		gone        []*attached       // no disks any more; an epoch may still read them
-		untracked   map[fileID]note   // served without a tracker
-		unsupported []string          // paths of files whose format is served but not protected
-		moved       map[string]string // by VM: where an image of it went that is another VM's now
+		gone        []*attached        // no disks any more; an epoch may still read them
+		untracked   map[fileID]note    // served without a tracker
+		chains      map[string]lineage // of differencing images, by where they lie
+		unsupported []string           // paths of files whose format is served but not protected
+		moved       map[string]string  // by VM: where an image of it went that is another VM's now
 		host        hostFaults
 		closed      bool
 	}
