@@ -61,7 +61,7 @@ func seeded(vm, blob string) error {
 
 func targetLost(vm, what string) error {
 	return &Problem{Code: "target-lost", Class: retry.NonRecoverable,
-		Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,
+		Action: "correct target.url, then: vhdrelay resume " + vm + "; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,
 		Err:    fmt.Errorf("vm %s: %s: %w", vm, what, ErrLost)}
 }
 
