@@ -93,6 +93,9 @@ func (m *machine) showChains(disks []control.Disk) {
 	s := m.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.mu.chains) == 0 {
+		return
+	}
 	for _, a := range s.mu.images {
 		l, found := s.mu.chains[a.at()]
 		if !found || a.vm != m {
