@@ -16,6 +16,8 @@ var (
 	ErrLost      = errors.New("the target does not hold what was replicated")
 	ErrBadDisk   = errors.New("disk cannot be replicated as it is")
 	ErrUnknownVM = errors.New("no such VM")
+	// ErrUnderWay: others changed the replica, and what they did is in no snapshot yet; after the next apply it is.
+	ErrUnderWay = errors.New("the replica is being written to")
 )
 
 // Problem is an error with what an operator needs: a stable code and the next action (I12).

@@ -34,6 +34,7 @@ type View struct {
 	size     int64           // bytes of virtual disk in it; beyond it reads as zeros
 	own      bool            // taken for this comparison, of a replica that others changed
 	etag     string          // of the replica when it was taken
+	touched  catalog.PointID // the disk's TouchedAt when it was opened
 
 	// mu guards what is known to be carried; it is held over the reading of indices.
 	mu struct {
@@ -82,7 +83,8 @@ func (v *VM) properties(ctx context.Context, name string) (p target.Properties, 
 
 // OpenView freezes a complete disk's replica for a comparison: the snapshot of that
 // id if there is one, else the newest. A replica that others changed since is
-// frozen as it is now, by a snapshot of its own.
+// frozen as it is now, by a snapshot of its own. ErrUnderWay: what they did is in no
+// snapshot yet, and there is a round of puts to be ended first.
 func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, error) {
 	d := v.diskByID(diskID)
 	if d == nil || !v.Connected() {
@@ -104,10 +106,14 @@ func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, erro
 	at := snaps[len(snaps)-1]
 	w := &View{vm: v, d: d, key: st.Key, name: catalog.ReplicaName(v.opts.Name, st.Key)}
 	w.mu.seen = map[catalog.PointID]bool{}
-	i := slices.IndexFunc(snaps, func(s catalog.Snapshot) bool { return s.ID == snapshot })
+	i := slices.IndexFunc(snaps, func(s catalog.Snapshot) bool { return s.ID == snapshot && !st.touchedSince(s.Point) })
 	if i >= 0 {
 		at = snaps[i]
 	}
+	if st.ETag == "" && !st.Matching && st.touchedSince(at.Point) {
+		return nil, fmt.Errorf("replica of disk %s: %w", d.src.Name(), ErrUnderWay)
+	}
+	w.touched = st.TouchedAt
 	w.snapshot, w.point, w.size, w.etag = at.ID, at.Point, at.Size-image.FooterSize, st.ETag
 	if i >= 0 || st.ETag == "" || st.Matching {
 		// A replica in the middle of a round is no state; and a table is found out by
@@ -293,13 +299,17 @@ func (v *VM) ForgetBlocks(diskID string, ranges ...DiskRange) error {
 // blocks that were made unknown; whole says that all of the view was compared.
 func (v *VM) EndDeep(ctx context.Context, w *View, found int64, whole bool) error {
 	st := w.d.state.get()
+	older := st.touchedSince(w.point)
+	if w.own { // of the replica as it was then
+		older = st.TouchedAt != w.touched
+	}
 	switch {
 	case found > 0:
-		return v.damaged(ctx, w, st)
-	case !whole:
+		return v.damaged(ctx, w, st, older)
+	case !whole, older: // others wrote since: Touched has it looked at again
 		return nil
 	case w.own: // others wrote what was there already
-		return w.d.state.update(func(s *diskRecord) { s.Touched, s.ETag = "", w.etag })
+		return w.d.state.update(func(s *diskRecord) { s.Touched, s.TouchedAt, s.ETag = "", catalog.PointID{}, w.etag })
 	}
 	if st.Touched != "" {
 		if err := v.endDoubts(ctx, w.key, w.point); err != nil {
@@ -307,16 +317,21 @@ func (v *VM) EndDeep(ctx context.Context, w *View, found int64, whole bool) erro
 		}
 	}
 	return w.d.state.update(func(s *diskRecord) {
-		s.Verified = w.point
+		s.Verified, s.Again = w.point, false
 		if s.RepairAfter == 0 {
-			s.Touched = ""
+			s.Touched, s.TouchedAt = "", catalog.PointID{}
 		}
 	})
 }
 
+// touchedSince tells whether others changed the replica after a snapshot was taken.
+func (r diskRecord) touchedSince(snapshot catalog.PointID) bool {
+	return r.Touched != "" && !r.TouchedAt.IsZero() && !r.TouchedAt.Less(snapshot)
+}
+
 // damaged flags the points that are made of a damaged snapshot and has the repair
-// captured.
-func (v *VM) damaged(ctx context.Context, w *View, st diskRecord) error {
+// captured. older: others wrote again after what was compared.
+func (v *VM) damaged(ctx context.Context, w *View, st diskRecord, older bool) error {
 	if !w.own && st.Touched == "" { // nothing said so before: it may have been so since the last look
 		if err := w.d.state.update(func(s *diskRecord) { s.Touched = "the replica does not hold what it should" }); err != nil {
 			return err
@@ -331,7 +346,8 @@ func (v *VM) damaged(ctx context.Context, w *View, st diskRecord) error {
 	}
 	err := w.d.state.update(func(s *diskRecord) {
 		s.RepairAfter = max(1, v.deps.Volume.LastEpoch())
-		if w.own {
+		s.Again = older
+		if w.own && !older {
 			s.ETag = w.etag // what others did is known now; what they do from here on is not
 		}
 	})
