@@ -148,7 +148,7 @@ func overDamage(ctx context.Context, x *failer, o failpoint.Order) error {
 		return err
 	}
 	page, name := x.content(stamp.BlockSize), x.vm+"/wide.raw/replica.vhd"
-	err = errors.Join(at.BreakLease(ctx, name), at.PutPages(ctx, name, 40<<20, page, checksum.Of(page), target.Unguarded), at.Close())
+	err = errors.Join(at.BreakLease(ctx, name), at.PutPages(ctx, name, (4<<10+x.rng.Int64N(8<<10))*stamp.BlockSize, page, checksum.Of(page), target.Unguarded), at.Close())
 	if err != nil {
 		return err
 	}
