@@ -20,10 +20,9 @@ func FuzzBoot(f *testing.F) {
 	f.Add(huge)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, disk []byte) {
-		switch b := bootOf(bytes.NewReader(disk)); b {
-		case bootNone, bootBIOS, bootUEFI:
-		default:
-			t.Errorf("%q", b)
+		b, size := bootOf(bytes.NewReader(disk))
+		if b != bootNone && b != bootBIOS && b != bootUEFI || size != 0 && size != sector && size != sector4K || b == bootUEFI && size == 0 {
+			t.Errorf("%q, sectors of %d bytes", b, size)
 		}
 	})
 }
