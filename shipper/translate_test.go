@@ -82,6 +82,21 @@ func TestI4_TableThatIsTornAtTheSealIsLookedAtAgain(t *testing.T) {
 	})
 }
 
+// A fixed VHD that becomes a dynamic one in place is not taken for what it was, even if the sizes fit.
+func TestFixedVHDThatBecomesDynamicIsNotCaptured(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("b.vhd", mib))
+		r.quiesce()
+		footer := bytes.Clone(r.images["b.vhd"].content()[mib:])
+		footer[63] = 3 // the type, and the checksum for it
+		footer[67]--
+		r.write("b.vhd", mib, footer...)
+		if m := r.capture(); m.Closed || m.Disks[0].Segment != nil {
+			t.Errorf("%+v", m)
+		}
+	})
+}
+
 // A state directory that lost a block table compares the whole disk, once, and sends what differs.
 func TestI11_LostBlockTableIsAComparison(t *testing.T) {
 	for _, damage := range []func(name string) error{
@@ -158,6 +173,13 @@ func TestI4_EvictedBlocksAreForgottenThroughTheTable(t *testing.T) {
 			t.Errorf("%d entries are unknown of one block of the file", n)
 		}
 		r.finish()
+	})
+	bubble(t, func(t *testing.T) { // before its table is read nobody knows what a block of the file holds
+		_, m := newHypervisor(t, "d.vhdx", 3*mib, 3*mib)
+		r := newRig(t, m)
+		if err := r.vm.Forget(r.disks["d.vhdx"].ID(), []FileRange{{Start: 1, End: 2}}); err == nil {
+			t.Error("it was forgotten as if the file were the disk")
+		}
 	})
 	bubble(t, func(t *testing.T) {
 		r, h, rng := translatedRig(t, "d.vhdx", 3*mib, 3*mib)
