@@ -128,9 +128,6 @@ func sealedFooter(info image.Info, ed EpochDisk) (image.Info, error) {
 	if footer.Type != image.TypeFixed { // written over in place; its size may fit all the same
 		return info, fmt.Errorf("the image is no fixed VHD any more: %w", ErrBadDisk)
 	}
-	if footer.Type != image.TypeFixed {
-		return info, fmt.Errorf("footer says type %d, it was a fixed VHD: %w", footer.Type, ErrBadDisk)
-	}
 	if footer.CurrentSize+image.FooterSize != ed.FileSize() {
 		return info, fmt.Errorf("footer says %d bytes of disk, the file has %d: %w", footer.CurrentSize, ed.FileSize(), ErrBadDisk)
 	}

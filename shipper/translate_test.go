@@ -3,12 +3,14 @@ package shipper
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 )
@@ -88,8 +90,17 @@ func TestFixedVHDThatBecomesDynamicIsNotCaptured(t *testing.T) {
 		r := newRig(t, newImage("b.vhd", mib))
 		r.quiesce()
 		footer := bytes.Clone(r.images["b.vhd"].content()[mib:])
-		footer[63] = 3 // the type, and the checksum for it
-		footer[67]--
+		footer[63] = byte(image.TypeDynamic)
+		binary.BigEndian.PutUint64(footer[16:], 512) // where its header would be
+		binary.BigEndian.PutUint32(footer[64:], 0)
+		var sum uint32
+		for _, b := range footer {
+			sum += uint32(b)
+		}
+		binary.BigEndian.PutUint32(footer[64:], ^sum)
+		if f, err := image.ParseFooter(footer); err != nil || f.Type != image.TypeDynamic {
+			t.Fatalf("%+v, %v", f, err)
+		}
 		r.write("b.vhd", mib, footer...)
 		if m := r.capture(); m.Closed || m.Disks[0].Segment != nil {
 			t.Errorf("%+v", m)
