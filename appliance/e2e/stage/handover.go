@@ -19,15 +19,13 @@ import (
 // Handover ends the process that serves two hundred times at random moments, nine times in ten with SIGKILL, while
 // somebody keeps the connection of its mount: no guest sees an error, and every point is admissible.
 func Handover(ctx context.Context, e *Env, r *Report) error {
-	return handover(ctx, e, r, e.count(200, 20), 10)
+	return handover(ctx, e, r, e.count(200, 20))
 }
 
-// HandoverSmall is Handover for a test, with orderly ends only: a SIGKILL that hits a thread which copies a request makes the
-// kernel fail that request, now and then (fs/README.md).
-func HandoverSmall(ctx context.Context, e *Env, r *Report) error { return handover(ctx, e, r, 3, 1) }
+// HandoverSmall is Handover for a test.
+func HandoverSmall(ctx context.Context, e *Env, r *Report) error { return handover(ctx, e, r, 5) }
 
-// handover ends n processes, one in orderly in an orderly way.
-func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error) {
+func handover(ctx context.Context, e *Env, r *Report, n int) (err error) {
 	if e.Ends > 0 {
 		n = e.Ends
 	}
@@ -40,7 +38,7 @@ func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	h := &heir{guest: g, rng: e.rng(21), orderly: orderly}
+	h := &heir{guest: g, rng: e.rng(21)}
 	if err := h.underLoads(ctx, x, n); err != nil {
 		return err
 	}
@@ -54,7 +52,6 @@ func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error
 type heir struct {
 	*guest
 	rng     *rand.Rand
-	orderly int // one end in so many is a SIGTERM, as in an upgrade
 	longest time.Duration
 }
 
@@ -89,8 +86,8 @@ func (h *heir) round(ctx context.Context, i int) error {
 		return fmt.Errorf("the load fails: %w", err)
 	}
 	pid, sig := h.rig.Pid(), unix.SIGKILL
-	if i%h.orderly == h.orderly-1 {
-		sig = unix.SIGTERM
+	if i%10 == 9 {
+		sig = unix.SIGTERM // an upgrade
 	}
 	began := time.Now()
 	if err := h.rig.Signal(sig); err != nil {
