@@ -49,9 +49,9 @@ torture: ## random histories with faults for DURATION (10m) from SEED (1) on; re
 FUZZDIRS ?= fs journal shipper resync appliance
 FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' $(FUZZDIRS) | sort
 
-fuzz: ## every fuzzer below FUZZDIRS (all) for FUZZTIME (20s)
+fuzz: ## every fuzzer below FUZZDIRS (all) for FUZZTIME (10s)
 	@set -e; $(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
-		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),20s) ./$$dir; done
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),10s) ./$$dir; done
 
 mutants: tools ## breaks rules of the data path, one at a time, and expects a test to notice; resumable
 	@$(GO) run ./appliance/e2e/mutants

@@ -389,7 +389,8 @@ func (a *Appliance) beat(ctx context.Context) error {
 	tick, survey := time.NewTicker(journal.DefaultHeartbeat), time.NewTicker(surveyInterval)
 	defer tick.Stop()
 	defer survey.Stop()
-	for failing := false; ; {
+	for failing, journalFailed := false, false; ; {
+		journalFailed = a.lookAtJournal(journalFailed)
 		err := a.journal.Heartbeat(a.now())
 		if err != nil && !failing {
 			a.log.Warn("heartbeat not written: a crash now costs a comparison of every image", "code", "heartbeat-failed", "cause", err, "action", "look at the disk of the state directory")
@@ -405,6 +406,17 @@ func (a *Appliance) beat(ctx context.Context) error {
 			a.survey()
 		}
 	}
+}
+
+// lookAtJournal has what failed with the journal tried again at once when it works again.
+func (a *Appliance) lookAtJournal(failed bool) bool {
+	fails := a.journal.Failing() != nil
+	if failed && !fails {
+		for _, m := range a.machines() {
+			m.pipeline.TryAgain()
+		}
+	}
+	return fails
 }
 
 // reap closes the files of former disks.
@@ -424,7 +436,7 @@ func (a *Appliance) look() {
 
 func (a *Appliance) survey() {
 	for _, s := range a.stores {
-		if err := s.survey(); err != nil {
+		if err := errors.Join(s.survey(), s.lookAtChains()); err != nil {
 			s.log.Warn("store cannot be looked through", "code", "survey-failed", "cause", err, "action", "look at the source directory")
 		}
 	}

@@ -37,7 +37,8 @@ type bubble struct {
 	a       *Appliance
 	store   *store
 	journal *memory.Store
-	failing atomic.Bool // the journal takes nothing
+	failing atomic.Bool                   // the journal takes nothing
+	hangs   atomic.Pointer[chan struct{}] // the journal answers when it is closed
 	target  *fake.Fake
 	source  string
 	cancel  context.CancelFunc
@@ -141,6 +142,9 @@ func newBubble(t testing.TB, extra string, images map[string][]byte) *bubble {
 	dir := inMemory(t)
 	b := &bubble{t: t, source: filepath.Join(dir, "source"), target: fake.New(fake.Options{}), journal: &memory.Store{}, rand: rand.New(rand.NewPCG(3, 4)), log: &logged{}}
 	b.journal.Before = func(int, *kv.Batch) memory.Fault {
+		if c := b.hangs.Load(); c != nil {
+			<-*c
+		}
 		if b.failing.Load() {
 			return memory.Lost
 		}

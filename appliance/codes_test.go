@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vhdrelay/vhdrelay/appliance/health"
+	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/pageblob"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -22,6 +23,7 @@ func causes() []retry.Meaning {
 	list := append(retry.Meanings(), target.Meanings()...)
 	list = append(list, pageblob.Meanings()...)
 	list = append(list, shipper.Meanings()...)
+	list = append(list, retry.Meaning{Code: journal.CodeSlow, Class: retry.Recoverable, Action: journal.ActionSlow})
 	return retry.Sorted(append(list, retry.Meaning{Code: "disk-removed", Class: retry.Recoverable, Action: "none: the next turn does without the disk"}))
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/cli"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
+	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
 
 // fleetOf is an appliance in real time with a hundred VMs of three disks each; no mount between.
@@ -27,10 +29,11 @@ func fleetOf(t testing.TB, extra map[string][]byte) *bubble {
 		images[name] = content
 	}
 	b := newBubble(t, "", images)
-	for ready := false; !ready; {
+	unready := func(v control.VM) bool { return !replicating(v) && !hasReason(health.BadImage)(v) }
+	for ready := false; !ready; retry.Sleep(context.Background(), 50*time.Millisecond) {
 		s, err := b.a.Status(context.Background(), "")
 		b.must(err)
-		ready = len(s.VMs) == 100 && !slices.ContainsFunc(s.VMs, func(v control.VM) bool { return v.LastPoint == nil && v.Health == control.HealthNormal })
+		ready = len(s.VMs) == 100 && !slices.ContainsFunc(s.VMs, unready)
 	}
 	return b
 }
@@ -45,6 +48,10 @@ func TestStatusOfAHundredVMs(t *testing.T) {
 	_, err := b.a.Pause(t.Context(), "vm77")
 	b.must(err)
 	run := b.commands()
+	limit := 200 * time.Millisecond
+	if testing.Short() { // as the race detector runs it
+		limit *= 10
+	}
 	var out string
 	best := time.Hour
 	for range 10 { // the machine may be busy with others
@@ -52,11 +59,11 @@ func TestStatusOfAHundredVMs(t *testing.T) {
 		if out, took = run("status"); took < best {
 			best = took
 		}
-		if best < 200*time.Millisecond {
+		if best < limit {
 			break
 		}
 	}
-	if best >= 200*time.Millisecond {
+	if best >= limit {
 		t.Errorf("the status took %v", best)
 	}
 	t.Logf("%v for %d bytes", best, len(out))

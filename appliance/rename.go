@@ -11,10 +11,8 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal"
 )
 
-// Renamed implements fs.Volumes. The disk follows its file to another name of its VM,
-// open or not, and goes on being replicated. Where it cannot, it stays the disk it was
-// until its last close, and is then what its name says: another disk, or none.
-func (s *store) Renamed(oldPath, newPath string, id fs.Identity) {
+// renamed has the disk follow its file.
+func (s *store) renamed(newPath string, id fs.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := fileID{id.Dev, id.Ino}
@@ -62,8 +60,8 @@ func (s *store) followLocked(a *attached) {
 	a.vm.pipeline.SealSoon()
 }
 
-// Removed implements fs.Volumes.
-func (s *store) Removed(path string, id fs.Identity) {
+// gone ends the disk of a file that was removed.
+func (s *store) gone(id fs.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := fileID{id.Dev, id.Ino}
@@ -73,8 +71,8 @@ func (s *store) Removed(path string, id fs.Identity) {
 	}
 }
 
-// Closed implements fs.Volumes.
-func (s *store) Closed(_ string, id fs.Identity) {
+// closed ends the disk of a file that is none by its name any more, and was open until now.
+func (s *store) closed(id fs.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := fileID{id.Dev, id.Ino}

@@ -7,6 +7,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync"
+	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
@@ -29,6 +30,9 @@ func (r *resyncer) deep(ctx context.Context, t task) error {
 	}
 	from := r.wishes.get().Deep[name]
 	w, err := r.m.pipeline.OpenView(ctx, id, from.Snapshot)
+	if errors.Is(err, shipper.ErrUnderWay) {
+		return nil // the pipeline moves when the round is over
+	}
 	if err != nil {
 		return err
 	}

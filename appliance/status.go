@@ -94,6 +94,7 @@ func (m *machine) status() control.VM {
 			InitialReplication: control.Transfer{DoneBytes: d.InitialDone, TotalBytes: d.InitialTotal},
 		})
 	}
+	m.showChains(vm.Disks)
 	vm.Jobs = m.app.jobs.active(m.name)
 	vm.Recovery = m.recovery(vm.Disks)
 	f := m.facts(p, r, mark, now)

@@ -40,14 +40,16 @@ type store struct {
 	watcher watcher
 	volumes fs.Volumes   // nil: the store itself
 	pace    *resync.Pace // shared by the comparisons of its disks
+	order   order        // of what the mount tells
 
 	mu struct {
 		sync.Mutex  // held over the local I/O of adding a disk, as Attach allows
 		images      map[fileID]*attached
-		gone        []*attached       // no disks any more; an epoch may still read them
-		untracked   map[fileID]note   // served without a tracker
-		unsupported []string          // paths of files whose format is served but not protected
-		moved       map[string]string // by VM: where an image of it went that is another VM's now
+		gone        []*attached        // no disks any more; an epoch may still read them
+		untracked   map[fileID]note    // served without a tracker
+		chains      map[string]lineage // of differencing images, by where they lie
+		unsupported []string           // paths of files whose format is served but not protected
+		moved       map[string]string  // by VM: where an image of it went that is another VM's now
 		host        hostFaults
 		closed      bool
 	}
@@ -66,10 +68,9 @@ type attached struct {
 	vm   *machine
 
 	foreign   atomic.Bool // another process has it open for writing beside the mount: no epoch is a state of the VM
-	doubts    atomic.Int64
-	writer    string // who had, for people; guarded by store.mu, as are
-	writerPID int    // its id
-	doubt     string // why it was last doubted
+	writer    string      // who had, for people; guarded by store.mu, as are
+	writerPID int         // its id
+	doubt     string      // why it was last doubted
 }
 
 // at is the path the image is a disk under.
@@ -89,10 +90,8 @@ func newStore(app *Appliance, conf config.Store) *store {
 	return s
 }
 
-// Attach implements fs.Volumes. The guest comes first (I9): an image that cannot
-// be tracked is marked on itself, durably, and served; only one that takes no mark
-// is refused to writers.
-func (s *store) Attach(path string, id fs.Identity) fs.Tracker {
+// attach makes the tracker of an image, if it is to have one.
+func (s *store) attach(path string, id fs.Identity) fs.Tracker {
 	if !image.IsImageName(path) {
 		return nil
 	}
@@ -354,6 +353,7 @@ func (s *store) mount() error {
 	if volumes == nil {
 		volumes = s
 	}
+	s.order.patience.Store(int64(journal.DefaultActivationTimeout))
 	srv, err := fs.Mount(fs.Options{
 		Version: Version, Keep: s.keepOption(), Kept: s.kept(),
 		Name: s.conf.Name, Source: s.conf.Source, Mount: s.conf.Mount, Volumes: volumes, Log: s.log, AllowOther: true, Observe: s.app.metrics.Guest,

@@ -208,3 +208,25 @@ func TestResyncSaysWhatWasSent(t *testing.T) {
 		}
 	})
 }
+
+// What failed because the journal took nothing goes on when it does, and waits for no schedule.
+func TestStagesGoOnWithTheJournal(t *testing.T) {
+	inBubble(t, "", oneImage(), func(b *bubble) {
+		b.within(time.Minute, "web", "replicating", replicating)
+		b.failing.Store(true)
+		b.pass("web/os.img", 5*time.Minute)
+		b.within(time.Minute, "web", "trouble", hasReason(health.Retrying))
+		if !b.a.lookAtJournal(false) {
+			t.Error("the journal works")
+		}
+		b.failing.Store(false)
+		b.within(time.Minute, "web", "the journal", func(v control.VM) bool { return !hasReason(health.JournalFailing)(v) })
+		if !hasReason(health.Retrying)(b.vm("web")) {
+			t.Fatal("there is nothing to go on with")
+		}
+		if b.a.lookAtJournal(true) {
+			t.Error("the journal fails")
+		}
+		b.within(5*time.Second, "web", "no trouble", func(v control.VM) bool { return !hasReason(health.Retrying)(v) })
+	})
+}

@@ -37,7 +37,7 @@ func adopt(opts Options, c *Connection) (*Server, error) {
 		s.OnUnmount()
 		return nil, fmt.Errorf("take over the mount %s: %w", opts.Mount, err)
 	}
-	m := &Server{store: s, fuse: srv, mount: opts.Mount, device: c.Device, done: make(chan struct{}), kept: true, adopted: true}
+	m := &Server{store: s, fuse: srv, mount: opts.Mount, device: c.Device, num: num, done: make(chan struct{}), kept: true, adopted: true}
 	m.serve()
 	return m, nil
 }
@@ -76,7 +76,9 @@ func (s *store) fill() error {
 	s.fillBelow(s.root, want)
 	s.fillHidden(want)
 	for _, slot := range want {
-		s.log.Warn("a file that the kernel knows is not found any more; who has it open gets ESTALE", "inode", slot.ino, "open", slot.opens)
+		if slot.opens > 0 {
+			s.log.Warn("a file that is open is not found any more; who has it gets ESTALE", "inode", slot.ino)
+		}
 		s.tree.mu.Lock()
 		s.ledger.takeBack(slot)
 		s.tree.mu.Unlock()

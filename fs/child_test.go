@@ -24,6 +24,8 @@ var children = map[string]func(args []string) error{
 	"coherence": childCoherence,
 	"handover":  childHandover,
 	"stamp":     childStamp,
+	"names":     childNames,
+	"holder":    childHolder,
 }
 
 func TestMain(m *testing.M) {

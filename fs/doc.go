@@ -8,6 +8,6 @@
 // Invariants it keeps: I1, no byte of a disk changes outside of Begin and End; I9, only a refusing Tracker fails a
 // change, with EIO; and, for I2 and I3, one FUSE request is one change. Verbs lists what each request may do.
 //
-// A crash leaves a mount that answers ENOTCONN, which the next Mount detaches, and a closed mount point. It has no
-// state of its own. README.md has the details.
+// A crash leaves a mount that waits for the next process, if somebody keeps its connection (Options.Keep); else one that
+// answers ENOTCONN, which the next Mount detaches. The mount point stays closed. README.md has the details.
 package fs

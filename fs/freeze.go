@@ -3,6 +3,8 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -15,6 +17,30 @@ func (s *Server) Freeze() {
 	s.store.gate.Lock()
 	for _, n := range s.store.tree.all() {
 		n.track.Lock()
+	}
+	s.unplug()
+}
+
+// unplug has every thread that reads /dev/fuse read nothing from now on. One that ends while it copies a request makes the
+// kernel answer that with EIO; an orderly end must not do that to a guest. What is not answered comes again.
+func (s *Server) unplug() {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		s.store.log.Warn("readers are not stopped before the end", "error", err)
+		return
+	}
+	if err := unix.Dup3(p[0], s.num, unix.O_CLOEXEC); err != nil { // the other end stays open: who reads waits
+		s.store.log.Warn("readers are not stopped before the end", "error", err)
+		return
+	}
+	for range 3 { // a thread between two calls is met by a later one
+		threads, _ := os.ReadDir("/proc/self/task")
+		for _, t := range threads {
+			if tid, err := strconv.Atoi(t.Name()); err == nil {
+				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) // the runtime's own, which restarts the call: with the pipe
+			}
+		}
+		time.Sleep(answerPause)
 	}
 }
 

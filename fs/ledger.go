@@ -82,6 +82,7 @@ type ledger struct {
 	mem   []byte
 	acts  []act
 	slots []slot
+	past  map[uint64]act       // what earlier processes noted, by request; never changed: new requests take the places
 	busy  [maxActs]atomic.Bool // a handler of this process is at it
 	next  atomic.Uint32        // act to use
 	free  []int32
@@ -111,6 +112,7 @@ func openLedger(f *os.File) (*ledger, facts, error) {
 	if err != nil {
 		return nil, facts{}, errors.Join(err, f.Close())
 	}
+	l.past = l.notes()
 	for i := range l.slots {
 		if l.slots[i].ino != 0 {
 			l.used = i + 1

@@ -64,6 +64,7 @@ type Server struct {
 	fuse    *fuse.Server
 	mount   string
 	device  *os.File
+	num     int  // of the descriptor that go-fuse reads
 	kept    bool // somebody else has the device too
 	adopted bool // an earlier process made the mount
 	done    chan struct{}
@@ -134,7 +135,7 @@ func (s *Server) begin(opts Options) error {
 	if err != nil {
 		return err
 	}
-	s.fuse = srv
+	s.fuse, s.num = srv, num
 	if opts.Keep != nil && canResend(init) {
 		if err := s.keep(opts, init, answer); err != nil {
 			opts.Log.Warn("the mount ends with this process", "mount", opts.Mount, "cause", err)

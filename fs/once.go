@@ -73,15 +73,17 @@ func (d deed) answer(before [2]uint64, counted bool) error {
 	return d.repeat(before, counted)
 }
 
-// begin notes that the request is about to be done. If an earlier process began it, it returns that note, and true. -1: it
-// cannot be noted. Whoever gets a note says in busy when nobody needs it any more.
+// begin notes that the request is about to be done. If an earlier process began it, the note says what that process's
+// said, and again is true. -1: it cannot be noted. Whoever gets a note says in busy when nobody needs it any more.
 func (l *ledger) begin(unique uint64, before [2]uint64) (i int, again bool) {
 	if l == nil {
 		return -1, false
 	}
+	note := act{unique: unique &^ resent, before: before, state: actBegun}
 	if unique&resent != 0 {
-		if i := l.find(unique &^ resent); i >= 0 {
-			return i, true
+		var had act
+		if had, again = l.past[note.unique]; again {
+			note = had
 		}
 	}
 	for range maxActs {
@@ -91,25 +93,22 @@ func (l *ledger) begin(unique uint64, before [2]uint64) (i int, again bool) {
 		}
 		a := &l.acts[i]
 		atomic.StoreUint32(&a.state, 0)
-		a.unique, a.before, a.errno = unique&^resent, before, 0
-		atomic.StoreUint32(&a.state, actBegun)
-		return i, false
+		a.unique, a.before, a.errno = note.unique, note.before, note.errno
+		atomic.StoreUint32(&a.state, note.state)
+		return i, again
 	}
 	return -1, false
 }
 
-// find looks for the note of an earlier process; -1 if there is none.
-func (l *ledger) find(unique uint64) int {
+// notes are what is noted of requests, by their numbers. One that came again has two notes: the later one knows more.
+func (l *ledger) notes() map[uint64]act {
+	all := map[uint64]act{}
 	for i := range l.acts {
-		a := &l.acts[i]
-		if l.busy[i].CompareAndSwap(false, true) {
-			if atomic.LoadUint32(&a.state) != 0 && a.unique == unique {
-				return i
-			}
-			l.busy[i].Store(false)
+		if a := l.acts[i]; a.state != 0 && all[a.unique].state != actDone {
+			all[a.unique] = a
 		}
 	}
-	return -1
+	return all
 }
 
 // end notes the outcome. It comes before the answer.

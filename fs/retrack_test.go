@@ -1,10 +1,15 @@
 package fs
 
 import (
+	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // A running guest loses its tracker and gets one again, of the chosen images only;
@@ -70,4 +75,38 @@ func TestRetrackWaitsForChangesUnderWay(t *testing.T) {
 	}
 	close(stop)
 	done.Wait() // the recorder finds a byte that changed outside of Begin and End
+}
+
+// Who asks for a tracker anew when the store is left to the next process does not wait until this one is gone.
+func TestFrozenStoreAsksForNoTracker(t *testing.T) {
+	dir := t.TempDir()
+	mustWrite(t, filepath.Join(dir, "disk.vhd"), []byte("image"))
+	vols := newRecordingVolumes(t, dir)
+	s, err := newStore(dir, vols, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.OnUnmount)
+	n, err := s.find(s.root, "disk.vhd", &fuse.EntryOut{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vols.take()
+	srv := &Server{store: s}
+	srv.Freeze()
+	done := make(chan bool)
+	go func() {
+		srv.Retrack(func(string) bool { return true })
+		srv.Again(s.identity(n))
+		done <- srv.Notice("disk.vhd", s.identity(n))
+	}()
+	select {
+	case known := <-done:
+		if !known {
+			t.Error("a file that is open here is said not to be known")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for a process that goes when nobody waits any more")
+	}
+	vols.wantEvents(t)
 }

@@ -56,7 +56,7 @@ func (d *Disk) makeActive(span regionSpan) error {
 	timer := time.NewTimer(j.opts.ActivationTimeout)
 	defer timer.Stop()
 	if d.awaitDeparture(span, timer.C) {
-		return j.giveUp(d, span, fmt.Errorf("%w: a region has been leaving for %v", ErrFailing, j.opts.ActivationTimeout))
+		return j.giveUp(d, span, slowError{fmt.Sprintf("a region has been leaving for %v", j.opts.ActivationTimeout)})
 	}
 	d.makeRoom(span, timer.C)
 	a := &activation{d: d, span: span, done: make(chan error, 1)}
@@ -68,7 +68,7 @@ func (d *Disk) makeActive(span regionSpan) error {
 		}
 		return j.giveUp(d, span, err)
 	case <-timer.C:
-		return j.giveUp(d, span, fmt.Errorf("%w: an activation took more than %v", ErrFailing, j.opts.ActivationTimeout))
+		return j.giveUp(d, span, slowError{fmt.Sprintf("an activation took more than %v", j.opts.ActivationTimeout)})
 	}
 }
 

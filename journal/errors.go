@@ -40,3 +40,23 @@ var (
 	// ErrNotFound: no such document or disk.
 	ErrNotFound = errors.New("journal: not found")
 )
+
+// CodeSlow is the stable code of a store that is given up because it takes too long.
+const CodeSlow = "state-disk-slow"
+
+// slowError is ErrFailing for a store that answers too late.
+type slowError struct{ what string }
+
+func (e slowError) Error() string { return e.what }
+
+// Is makes it ErrFailing.
+func (e slowError) Is(target error) bool { return target == ErrFailing }
+
+// ErrorCode is its stable code, for status, log and metrics.
+func (e slowError) ErrorCode() string { return CodeSlow }
+
+// ErrorAction is what to do next.
+func (e slowError) ErrorAction() string { return ActionSlow }
+
+// ActionSlow is what to do about CodeSlow.
+const ActionSlow = "look at the disk of the state directory: a small synced write takes too long there; it goes on when the disk does"

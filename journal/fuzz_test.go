@@ -3,7 +3,10 @@ package journal
 import (
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
@@ -36,6 +39,37 @@ func FuzzRecords(f *testing.F) {
 		}
 		if err := Dump(&store, io.Discard); err != nil && !errors.Is(err, ErrFormat) {
 			t.Errorf("%v is no error of the format", err)
+		}
+	})
+}
+
+// FuzzHeartbeat: what the heartbeat's file holds after a crash is a heartbeat or none, and the next one can be written.
+func FuzzHeartbeat(f *testing.F) {
+	f.Add([]byte(`{"session":"s","until":"2026-01-01T00:00:00Z"}   `))
+	f.Add(make([]byte, beatSize))
+	f.Add([]byte(`{"session":`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		path := filepath.Join(t.TempDir(), "heartbeat")
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h, err := openHeartbeat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := beatRecord{Session: "next", Until: time.Unix(1e9, 0).UTC()}
+		if err := errors.Join(h.write(want), h.close()); err != nil {
+			t.Fatal(err)
+		}
+		again, err := openHeartbeat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.last != want {
+			t.Errorf("%+v", again.last)
+		}
+		if err := again.close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -602,3 +602,14 @@ func TestKnownVMs(t *testing.T) {
 		t.Errorf("%q, loaded %d, %v", got, len(j.VMs()), err)
 	}
 }
+
+// A store that is given up because it takes too long says so with a code of its own, and is failing as any other.
+func TestI12_SlowStoreHasACode(t *testing.T) {
+	var err error = slowError{"an activation took more than 1s"}
+	var coded interface{ ErrorCode() string }
+	var advised interface{ ErrorAction() string }
+	around := fmt.Errorf("capture: %w", err)
+	if !errors.Is(around, ErrFailing) || !errors.As(around, &coded) || coded.ErrorCode() != CodeSlow || !errors.As(around, &advised) || advised.ErrorAction() == "" {
+		t.Errorf("%v", around)
+	}
+}

@@ -87,7 +87,7 @@ func (d *disk) layout() (image.Layout, bool) {
 
 func (d *disk) layoutLocked() (image.Layout, bool) {
 	if !d.translated() {
-		return d.mu.info.Layout(), true
+		return d.mu.info.Layout(), !d.mu.info.Format.Translated() // whose table was not read yet
 	}
 	t := d.previousLocked()
 	if t == nil {

@@ -24,7 +24,6 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 		// size that nobody knows must not become the replica's.
 		c.leaveOpen(fmt.Sprintf("disk %s: %v", d.src.Name(), err))
 		c.giveBack(d.src.ID(), ed)
-		c.unread = true
 		c.unknown[d.src.ID()] = d.table().UnknownCount()
 		md.VirtualSize = st.VirtualSize
 		md.DiskSum, md.SumKnown = d.table().DiskSum()
@@ -125,6 +124,9 @@ func sealedFooter(info image.Info, ed EpochDisk) (image.Info, error) {
 	footer, err := image.ParseFooter(page[at-int64(blocks.Start)*extent.BlockSize:][:image.FooterSize])
 	if err != nil {
 		return info, err
+	}
+	if footer.Type != image.TypeFixed { // written over in place; its size may fit all the same
+		return info, fmt.Errorf("the image is no fixed VHD any more: %w", ErrBadDisk)
 	}
 	if footer.CurrentSize+image.FooterSize != ed.FileSize() {
 		return info, fmt.Errorf("footer says %d bytes of disk, the file has %d: %w", footer.CurrentSize, ed.FileSize(), ErrBadDisk)

@@ -10,11 +10,18 @@ import (
 // noteTouched remembers that a replica is not as we left it: somebody else wrote
 // to it. What is wrong with it only a comparison tells; until then the points that
 // are made of it are doubted.
-func (v *VM) noteTouched(d *disk) error {
+func (v *VM) noteTouched(ctx context.Context, d *disk) error {
 	const why = "the replica was changed by others"
 	v.opts.Log.Error(why+"; it has to be compared", "disk", d.src.Name(), "code", "replica-changed", "action", "run: vhdrelay resync "+v.opts.Name+" --deep --now")
-	applied := v.state.get().Applied
-	err := d.note(func(s *diskRecord) { s.ETag, s.Touched, s.TouchedAfter = "", why, applied })
+	snaps, err := v.snapshots(ctx, d.state.get().Key)
+	if err != nil {
+		return err
+	}
+	var newest catalog.PointID
+	if len(snaps) > 0 {
+		newest = snaps[len(snaps)-1].Point
+	}
+	err = d.note(func(s *diskRecord) { s.ETag, s.Touched, s.TouchedAt = "", why, newest })
 	v.notify()
 	return err
 }
@@ -65,10 +72,16 @@ func (v *VM) settleDoubts(ctx context.Context) error {
 		if !ok {
 			continue
 		}
+		if st.Again { // what was written since is still to be found
+			if err := d.state.update(func(s *diskRecord) { s.RepairAfter, s.Again = 0, false }); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := v.endDoubts(ctx, st.Key, good); err != nil {
 			return err
 		}
-		if err := d.state.update(func(s *diskRecord) { s.RepairAfter, s.Touched = 0, "" }); err != nil {
+		if err := d.state.update(func(s *diskRecord) { s.RepairAfter, s.Touched, s.TouchedAt = 0, "", catalog.PointID{} }); err != nil {
 			return err
 		}
 		v.opts.Log.Info("the replica's damage is repaired", "disk", d.src.Name(), "point", good.String())

@@ -16,6 +16,8 @@ var (
 	ErrLost      = errors.New("the target does not hold what was replicated")
 	ErrBadDisk   = errors.New("disk cannot be replicated as it is")
 	ErrUnknownVM = errors.New("no such VM")
+	// ErrUnderWay: others changed the replica, and what they did is in no snapshot yet; after the next apply it is.
+	ErrUnderWay = errors.New("the replica is being written to")
 )
 
 // Problem is an error with what an operator needs: a stable code and the next action (I12).
@@ -61,7 +63,7 @@ func seeded(vm, blob string) error {
 
 func targetLost(vm, what string) error {
 	return &Problem{Code: "target-lost", Class: retry.NonRecoverable,
-		Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,
+		Action: "correct target.url, then: vhdrelay resume " + vm + "; if the replica was deleted on purpose: vhdrelay unprotect " + vm + ", then vhdrelay protect " + vm,
 		Err:    fmt.Errorf("vm %s: %s: %w", vm, what, ErrLost)}
 }
 

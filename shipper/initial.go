@@ -208,6 +208,8 @@ func (v *VM) prepareReplica(ctx context.Context, d *disk, r *replica, info image
 	size := image.ReplicaSize(info.VirtualSize)
 	st := d.state.get()
 	_, readable := d.layout()
+	// An image that was written over with one that has a block table was read as if it had none.
+	readable = readable && (d.translated() || !info.Format.Translated())
 	fresh := !st.TableReady || st.VirtualSize != info.VirtualSize || r.size != size || !readable
 	if fresh {
 		if err := v.clearReplica(ctx, d, r, info); err != nil {

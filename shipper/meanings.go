@@ -19,7 +19,6 @@ func Meanings() []retry.Meaning {
 		{Code: "not-connected", Class: retry.Recoverable, Action: "none: it goes on when the target answers"},
 		{Code: "replica-exists", Class: retry.NonRecoverable, Action: "use what is there: vhdrelay adopt VM; or delete the blob, then run: vhdrelay sync VM"},
 		{Code: "replica-not-ours", Class: retry.NonRecoverable, Action: "delete it from the host that owns it, or keep it: vhdrelay unprotect VM"},
-		{Code: "replica-unsettled", Class: retry.Recoverable, Action: "none: the replica is compared when the next apply has ended"},
-		{Code: "target-lost", Class: retry.NonRecoverable, Action: "check target.url; if the replica was deleted on purpose: vhdrelay unprotect VM, then vhdrelay protect VM"},
+		{Code: "target-lost", Class: retry.NonRecoverable, Action: "correct target.url, then: vhdrelay resume VM; if the replica was deleted on purpose: vhdrelay unprotect VM, then vhdrelay protect VM"},
 	}
 }

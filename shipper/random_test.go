@@ -57,6 +57,7 @@ func TestI2I4_RandomHistoriesOfTranslatedDisks(t *testing.T) {
 				vhd, vhdFile := newHypervisor(t, "c.vhd", 600*kib, 900*kib)
 				vhdx, vhdxFile := newHypervisor(t, "d.vhdx", 3*mib+512, 4*mib)
 				r := newRig(t, newImage("a.raw", 300*kib), vhdFile, vhdxFile)
+				r.active = int(s % 2) // region: evictions, from the first crash on
 				p := &player{scenario: &scenario{r: r}, rng: rand.New(rand.NewPCG(s, 2)), struck: struck,
 					hypervisors: map[string]*hypervisor{"c.vhd": vhd, "d.vhdx": vhdx}}
 				p.play()

@@ -54,7 +54,7 @@ func (r *replica) begin(ctx context.Context, left string) error {
 		return err
 	}
 	if p.ETag != left {
-		return r.vm.noteTouched(r.disk)
+		return r.vm.noteTouched(ctx, r.disk)
 	}
 	return r.disk.note(func(s *diskRecord) { s.ETag = "" })
 }

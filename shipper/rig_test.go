@@ -46,6 +46,7 @@ type rig struct {
 	owner  catalog.Owner
 	policy retention.Policy
 	tree   durable.Tree       // of the tables; nil: the operating system's
+	active int                // regions that may be active on a disk, 0: the journal's default
 	hook   func(point string) // may panic with crashed{}
 
 	buffers *Buffers
@@ -126,7 +127,7 @@ func (r *rig) open() {
 	r.t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
 	var err error
-	r.j, err = journal.Open(r.store, journal.Options{Log: quiet, Saved: filepath.Join(r.dir, "saved"), Now: r.clock.Now,
+	r.j, err = journal.Open(r.store, journal.Options{Log: quiet, ActivityRegions: r.active, Saved: filepath.Join(r.dir, "saved"), Now: r.clock.Now,
 		Boot: func() journal.Boot { return journal.Boot{ID: "boot", Start: time.Unix(1_600_000_001, 0)} }})
 	r.must(err)
 	r.log, err = r.j.VM("vm")

@@ -69,8 +69,12 @@ type diskRecord struct {
 	ETag string `json:"etag,omitempty"`
 	// Touched is why the replica may not hold what it should, "" if nothing says so.
 	Touched string `json:"touched,omitempty"`
-	// TouchedAfter: a snapshot up to this point is older than what Touched tells of.
-	TouchedAfter catalog.PointID `json:"touched_after,omitzero"`
+	// TouchedAt was the newest snapshot when that was noticed: what others wrote is in
+	// later ones only. Zero: the snapshots that are there may have it.
+	TouchedAt catalog.PointID `json:"touched_at,omitzero"`
+	// Again: a comparison that found damage was of a state from before others wrote
+	// once more; another one is due after the repair.
+	Again bool `json:"again,omitempty"`
 	// Verified is the newest snapshot that a comparison found to be what it should.
 	Verified catalog.PointID `json:"verified,omitzero"`
 	// RepairAfter: damage was found, and the first point after this epoch is good

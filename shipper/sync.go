@@ -79,6 +79,9 @@ func (v *VM) wakeAll() {
 	}
 }
 
+// TryAgain ends every wait: what was wrong on this host has been mended.
+func (v *VM) TryAgain() { v.wakeAll() }
+
 func (v *VM) stages() []*stage {
 	return []*stage{v.connect, v.capture, v.ship, v.apply, v.initial, v.prune}
 }

@@ -3,12 +3,14 @@ package shipper
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
 )
@@ -78,6 +80,30 @@ func TestI4_TableThatIsTornAtTheSealIsLookedAtAgain(t *testing.T) {
 		r.finish()
 		if r.vm.disks()[0].state.get().Blocks == before {
 			t.Error("the table of the new epoch is not the previous one")
+		}
+	})
+}
+
+// A fixed VHD that becomes a dynamic one in place is not taken for what it was, even if the sizes fit.
+func TestFixedVHDThatBecomesDynamicIsNotCaptured(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, newImage("b.vhd", mib))
+		r.quiesce()
+		footer := bytes.Clone(r.images["b.vhd"].content()[mib:])
+		footer[63] = byte(image.TypeDynamic)
+		binary.BigEndian.PutUint64(footer[16:], 512) // where its header would be
+		binary.BigEndian.PutUint32(footer[64:], 0)
+		var sum uint32
+		for _, b := range footer {
+			sum += uint32(b)
+		}
+		binary.BigEndian.PutUint32(footer[64:], ^sum)
+		if f, err := image.ParseFooter(footer); err != nil || f.Type != image.TypeDynamic {
+			t.Fatalf("%+v, %v", f, err)
+		}
+		r.write("b.vhd", mib, footer...)
+		if m := r.capture(); m.Closed || m.Disks[0].Segment != nil {
+			t.Errorf("%+v", m)
 		}
 	})
 }
@@ -159,6 +185,13 @@ func TestI4_EvictedBlocksAreForgottenThroughTheTable(t *testing.T) {
 		}
 		r.finish()
 	})
+	bubble(t, func(t *testing.T) { // before its table is read nobody knows what a block of the file holds
+		_, m := newHypervisor(t, "d.vhdx", 3*mib, 3*mib)
+		r := newRig(t, m)
+		if err := r.vm.Forget(r.disks["d.vhdx"].ID(), []FileRange{{Start: 1, End: 2}}); err == nil {
+			t.Error("it was forgotten as if the file were the disk")
+		}
+	})
 	bubble(t, func(t *testing.T) {
 		r, h, rng := translatedRig(t, "d.vhdx", 3*mib, 3*mib)
 		h.begun(r, rng, func() { h.put(0, bytes.Repeat([]byte{1}, 64*kib)) })
@@ -169,6 +202,39 @@ func TestI4_EvictedBlocksAreForgottenThroughTheTable(t *testing.T) {
 			t.Errorf("%d entries are unknown of headers, log and table", n)
 		}
 		r.must(r.vm.Forget(d.src.ID(), []FileRange{extent.Cover[extent.FileBlock](100*mib, mib)})) // a block that is not in the table yet
+	})
+}
+
+// A region that leaves the activity log with a change takes nothing along: after a crash nobody looks at it, and its entries
+// are unknown.
+func TestI4_EvictedChangeIsCapturedAfterACrash(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r, h, rng := translatedRig(t, "d.vhdx", 20*mib, 20*mib)
+		h.begun(r, rng, func() {
+			for b := range int64(20) {
+				h.put(b*mib, bytes.Repeat([]byte{byte(b + 1)}, 4096))
+			}
+		})
+		r.quiesce()
+		r.active = 2
+		r.closed = true
+		r.crash()
+		r.quiesce()
+		for range 4 { // what is at rest leaves the activity log by itself
+			r.must(r.vm.captureStep(context.Background()))
+		}
+		for round := byte(0); r.j.Stats().Evictions < 4; round++ {
+			if round == 100 {
+				t.Fatal("nothing is evicted")
+			}
+			h.begun(r, rng, func() { h.put(rng.Int64N(20)*mib, bytes.Repeat([]byte{100 + round}, 8192)) })
+		}
+		unknown := r.vm.disks()[0].table().UnknownCount()
+		r.crash()
+		if n := r.vm.disks()[0].table().UnknownCount(); n == 0 || n != unknown {
+			t.Errorf("%d entries are unknown, %d were before the crash", n, unknown)
+		}
+		r.finish()
 	})
 }
 

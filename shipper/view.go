@@ -34,6 +34,7 @@ type View struct {
 	size     int64           // bytes of virtual disk in it; beyond it reads as zeros
 	own      bool            // taken for this comparison, of a replica that others changed
 	etag     string          // of the replica when it was taken
+	touched  catalog.PointID // the disk's TouchedAt when it was opened
 
 	// mu guards what is known to be carried; it is held over the reading of indices.
 	mu struct {
@@ -82,7 +83,8 @@ func (v *VM) properties(ctx context.Context, name string) (p target.Properties, 
 
 // OpenView freezes a complete disk's replica for a comparison: the snapshot of that
 // id if there is one, else the newest. A replica that others changed since is
-// frozen as it is now, by a snapshot of its own.
+// frozen as it is now, by a snapshot of its own. ErrUnderWay: what they did is in no
+// snapshot yet, and there is a round of puts to be ended first.
 func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, error) {
 	d := v.diskByID(diskID)
 	if d == nil || !v.Connected() {
@@ -104,14 +106,15 @@ func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, erro
 	at := snaps[len(snaps)-1]
 	w := &View{vm: v, d: d, key: st.Key, name: catalog.ReplicaName(v.opts.Name, st.Key)}
 	w.mu.seen = map[catalog.PointID]bool{}
-	i := slices.IndexFunc(snaps, func(s catalog.Snapshot) bool { return s.ID == snapshot })
+	i := slices.IndexFunc(snaps, func(s catalog.Snapshot) bool { return s.ID == snapshot && !st.touchedSince(s.Point) })
 	if i >= 0 {
 		at = snaps[i]
 	}
-	w.snapshot, w.point, w.size, w.etag = at.ID, at.Point, at.Size-image.FooterSize, st.ETag
-	if st.Touched != "" && st.ETag == "" && !st.Matching && !w.tells(st) {
-		return w, w.afterRound(ctx)
+	if st.ETag == "" && !st.Matching && st.touchedSince(at.Point) {
+		return nil, fmt.Errorf("replica of disk %s: %w", d.src.Name(), ErrUnderWay)
 	}
+	w.touched = st.TouchedAt
+	w.snapshot, w.point, w.size, w.etag = at.ID, at.Point, at.Size-image.FooterSize, st.ETag
 	if i >= 0 || st.ETag == "" || st.Matching {
 		// A replica in the middle of a round is no state; and a table is found out by
 		// what points are made of, which what others wrote since is no part of.
@@ -122,23 +125,6 @@ func (v *VM) OpenView(ctx context.Context, diskID, snapshot string) (*View, erro
 		return w, err
 	}
 	return w, w.freeze(ctx, p)
-}
-
-// tells whether the view shows what others did to the replica.
-func (w *View) tells(st diskRecord) bool { return w.own || st.TouchedAfter.Less(w.point) }
-
-// afterRound freezes a replica that others changed when a round of puts had begun,
-// whose end has no snapshot yet: what they did shows only when it has ended.
-func (w *View) afterRound(ctx context.Context) error {
-	if st := w.vm.state.get(); st.Recorded != st.Applied || st.ApplyEnd != st.Applied {
-		return &Problem{Code: "replica-unsettled", Class: retry.Recoverable, Action: "none: it is compared when the next apply has ended",
-			Err: fmt.Errorf("%s was changed by others while points were applied to it", w.name)}
-	}
-	p, err := w.vm.properties(ctx, w.name)
-	if err != nil {
-		return err
-	}
-	return w.freeze(ctx, p)
 }
 
 // dropViews removes what a comparison that died had frozen for itself; of a disk
@@ -260,20 +246,6 @@ func (w *View) Carried(ctx context.Context) (diskSet, error) {
 	return w.mu.carried.Clone(), nil
 }
 
-// good is the first point that is what it should be if no compared block differs: what
-// later epochs carry was not compared, and the points before them may lack it.
-func (w *View) good() catalog.PointID {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	newest := w.point
-	for id := range w.mu.seen {
-		if newest.Less(id) {
-			newest = id
-		}
-	}
-	return newest
-}
-
 func (w *View) wantsLocked(id catalog.PointID) bool { return w.point.Less(id) && !w.mu.seen[id] }
 
 func (w *View) addLocked(id catalog.PointID, ranges []DiskRange) {
@@ -327,33 +299,39 @@ func (v *VM) ForgetBlocks(diskID string, ranges ...DiskRange) error {
 // blocks that were made unknown; whole says that all of the view was compared.
 func (v *VM) EndDeep(ctx context.Context, w *View, found int64, whole bool) error {
 	st := w.d.state.get()
+	older := st.touchedSince(w.point)
+	if w.own { // of the replica as it was then
+		older = st.TouchedAt != w.touched
+	}
 	switch {
 	case found > 0:
-		return v.damaged(ctx, w, st)
-	case !whole:
+		return v.damaged(ctx, w, st, older)
+	case !whole, older: // others wrote since: Touched has it looked at again
 		return nil
 	case w.own: // others wrote what was there already
-		return w.d.state.update(func(s *diskRecord) { s.Touched, s.ETag = "", w.etag })
-	}
-	if st.Touched != "" && !w.tells(st) {
-		return nil // others were at it since: the next comparison tells
+		return w.d.state.update(func(s *diskRecord) { s.Touched, s.TouchedAt, s.ETag = "", catalog.PointID{}, w.etag })
 	}
 	if st.Touched != "" {
-		if err := v.endDoubts(ctx, w.key, w.good()); err != nil {
+		if err := v.endDoubts(ctx, w.key, w.point); err != nil {
 			return err
 		}
 	}
 	return w.d.state.update(func(s *diskRecord) {
-		s.Verified = w.point
+		s.Verified, s.Again = w.point, false
 		if s.RepairAfter == 0 {
-			s.Touched = ""
+			s.Touched, s.TouchedAt = "", catalog.PointID{}
 		}
 	})
 }
 
+// touchedSince tells whether others changed the replica after a snapshot was taken.
+func (r diskRecord) touchedSince(snapshot catalog.PointID) bool {
+	return r.Touched != "" && !r.TouchedAt.IsZero() && !r.TouchedAt.Less(snapshot)
+}
+
 // damaged flags the points that are made of a damaged snapshot and has the repair
-// captured.
-func (v *VM) damaged(ctx context.Context, w *View, st diskRecord) error {
+// captured. older: others wrote again after what was compared.
+func (v *VM) damaged(ctx context.Context, w *View, st diskRecord, older bool) error {
 	if !w.own && st.Touched == "" { // nothing said so before: it may have been so since the last look
 		if err := w.d.state.update(func(s *diskRecord) { s.Touched = "the replica does not hold what it should" }); err != nil {
 			return err
@@ -368,7 +346,8 @@ func (v *VM) damaged(ctx context.Context, w *View, st diskRecord) error {
 	}
 	err := w.d.state.update(func(s *diskRecord) {
 		s.RepairAfter = max(1, v.deps.Volume.LastEpoch())
-		if w.own {
+		s.Again = older
+		if w.own && !older {
 			s.ETag = w.etag // what others did is known now; what they do from here on is not
 		}
 	})

@@ -29,6 +29,7 @@ func fleet() []control.VM {
 			LastPoint: &control.Point{ID: "1-12", Generation: 1, Epoch: 12, Time: now.Add(-12 * time.Second)}, DurableRPOSeconds: &rpo,
 			PendingBytes: 4096, AppliedEpoch: 10, ApplyBacklogBytes: 3 << 20, Resync: control.Resync{State: control.ResyncIdle},
 			Disks: []control.Disk{{Name: "os.vhd", Format: "vhd-fixed", VirtualSize: 1 << 30, PendingBytes: 4096},
+				{Name: "snap.avhd", Format: "vhd-differencing", Chain: []string{"web01/snap.avhd", "web01/base.vhd"}, ChainError: "web01/base.vhd: the parent image is missing"},
 				{Name: "data/logs.img", Format: "raw", VirtualSize: 24 << 30}},
 			Recovery: control.Recovery{SuspectBytes: 8 << 20, ComparedBytes: 8 << 20, DifferingBytes: 4096, Reason: "unclean stop"}},
 		{Name: "new01", State: "InitialReplication", Health: control.HealthWarning, IntervalSeconds: 300,

@@ -143,4 +143,12 @@ func writeDisks(b *bytes.Buffer, disks []control.Disk) {
 	}
 	// A tabwriter over a bytes.Buffer cannot fail.
 	_ = t.Flush()
+	for _, d := range disks {
+		if len(d.Chain) > 1 {
+			fmt.Fprintf(b, "  chain %s\n", strings.Join(d.Chain, " over "))
+		}
+		if d.ChainError != "" {
+			fmt.Fprintf(b, "  chain broken: %s\n", d.ChainError)
+		}
+	}
 }

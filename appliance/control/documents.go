@@ -145,6 +145,10 @@ type Disk struct {
 	InitialReplication Transfer `json:"initial_replication"`
 	PendingBytes       int64    `json:"pending_bytes,omitempty"`
 	ActiveRegions      int      `json:"active_regions,omitempty"`
+	// Chain is the image and everything it lies over, named within the store, only of a differencing image; ChainError says
+	// why it ends early. Both are of the last look, at most a minute ago.
+	Chain      []string `json:"chain,omitempty"`
+	ChainError string   `json:"chain_error,omitempty"`
 }
 
 // Transfer is how far something long has come, in bytes.

@@ -2,6 +2,7 @@ package health
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -9,6 +10,9 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
 )
+
+// goesOn finds the commands after which nothing is left to be resumed.
+var goesOn = regexp.MustCompile(`vhdrelay (resume|adopt|protect|unprotect|sync) `)
 
 // Limits of BEHAVIOUR §Health.
 const (
@@ -105,9 +109,9 @@ func (f Facts) trouble(t Trouble) control.Reason {
 	return r
 }
 
-// then joins an error's own action with the command that goes on.
+// then joins an error's own action with the command that goes on, unless the action names the commands that do.
 func then(action, command string) string {
-	if strings.Contains(action, command) {
+	if goesOn.MatchString(action) {
 		return action
 	}
 	return strings.TrimSuffix(action, ", then resume the VM") + "; then: " + command

@@ -168,6 +168,8 @@ func TestTroubleSaysWhatToDo(t *testing.T) {
 		"check the key, then resume the VM":                     "check the key; then: vhdrelay resume web",
 		"mend the cause, then resume the VM":                    "mend the cause; then: vhdrelay resume web",
 		"repair or remove the image, then: vhdrelay resume web": "repair or remove the image, then: vhdrelay resume web",
+		"use what is there: vhdrelay adopt web":                 "use what is there: vhdrelay adopt web",
+		"vhdrelay unprotect web, then vhdrelay protect web":     "vhdrelay unprotect web, then vhdrelay protect web",
 		"give the identity the role on the container":           "give the identity the role on the container; then: vhdrelay resume web",
 	} {
 		tr := trouble(retry.NonRecoverable, "not-authorized")

@@ -12,5 +12,7 @@
 // converts blocks and reads a disk through a table that need not be the image's any more.
 //
 // Probe knows raw images and fixed VHDs, and answers everything else with ErrUnsupported, so that a copy of a *file* is
-// never taken for a copy of a *disk*. Room formats opens what has a block table: its Probe says what is protected.
+// never taken for a copy of a *disk*. Room formats opens what has a block table: its Probe says what is protected. Room
+// chain finds what a differencing image lies over, inside one store, and compares two moments of such a chain. Room vhdx also
+// writes: a new dynamic image, front to back, for an export.
 package image

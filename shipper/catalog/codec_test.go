@@ -213,3 +213,30 @@ func FuzzDecodeVM(f *testing.F) {
 		}
 	})
 }
+
+// FuzzDecodePin: what a reader left is a pin that can be written again, or an error.
+func FuzzDecodePin(f *testing.F) {
+	data, err := os.ReadFile(filepath.Join("testdata", "pin-v1.json"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte(`{"version":2}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var p Pin
+		if err := decode("x", data, &p); err != nil {
+			if !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrVersion) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		encoded, err := encode(&p)
+		if err != nil {
+			t.Fatalf("decoded, but not encoded: %v", err)
+		}
+		var again Pin
+		if err := decode("x", encoded, &again); err != nil {
+			t.Fatalf("not decoded again: %v", err)
+		}
+	})
+}

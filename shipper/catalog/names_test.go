@@ -161,3 +161,22 @@ func TestPointIDOrder(t *testing.T) {
 		}
 	}
 }
+
+// FuzzNames: a blob's name is that of a segment or a record only if it is the one that we make for it.
+func FuzzNames(f *testing.F) {
+	id := PointID{3, 17}
+	for _, s := range []string{SegmentName("web01", "os.vhd", id), RecordName("web01", id), "web01/points/03-1.json", "a/b/log/1-1x", "//log/1-1", "1-18446744073709551616"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if vm, disk, id, err := ParseSegment(name); err == nil && SegmentName(vm, disk, id) != name {
+			t.Errorf("%q is taken for segment %v of %q/%q", name, id, vm, disk)
+		}
+		if id, err := ParseRecord("web01", name); err == nil && RecordName("web01", id) != name {
+			t.Errorf("%q is taken for record %v", name, id)
+		}
+		if id, err := ParsePointID(name); err == nil && id.String() != name {
+			t.Errorf("%q is taken for %v", name, id)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -121,6 +122,53 @@ func FuzzManifest(f *testing.F) {
 		}
 		if n, err := decodeManifest(again); err != nil || !m.onlyFlags(n) {
 			t.Fatalf("%v\n%+v\n%+v", err, m, n)
+		}
+	})
+}
+
+// FuzzSpool: whatever a spool's files hold it opens, unless a newer version wrote one; what it cannot read is damage that it
+// names, and a give-up that it cannot read is one of everything.
+func FuzzSpool(f *testing.F) {
+	manifest, err := encodeManifest(sampleManifest())
+	if err != nil {
+		f.Fatal(err)
+	}
+	intent, err := encodeDocument(kindGiveUp, giveUpJSON{From: 12})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("1-12", manifest, intent)
+	f.Add("1-12", manifest[:40], []byte{})
+	f.Add("01-12", []byte{}, []byte("vhdrelay"))
+	f.Add("2-7", intent, manifest)
+	f.Fuzz(func(t *testing.T, name string, manifest, intent []byte) {
+		dir := t.TempDir()
+		if strings.ContainsAny(name, "/\x00") || len(name) > 200 {
+			return
+		}
+		if os.Mkdir(filepath.Join(dir, name), 0o700) != nil {
+			return
+		}
+		write(t, filepath.Join(dir, name, manifestName), string(manifest))
+		if len(intent) > 0 {
+			write(t, filepath.Join(dir, giveUpName), string(intent))
+		}
+		s, err := Open(dir, Options{Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			if !errors.Is(err, ErrVersion) {
+				t.Errorf("it does not open: %v", err)
+			}
+			return
+		}
+		from, pending := s.GiveUpFrom()
+		if pending != (len(intent) > 0) || pending && from == 0 {
+			t.Errorf("give up from %d, %t", from, pending)
+		}
+		if _, _, ours := parseEpochName(name); ours && len(s.Manifests())+len(s.Damaged()) == 0 {
+			t.Errorf("epoch %s is neither there nor damaged", name)
+		}
+		if err := s.FinishGiveUp(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"iter"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,10 +16,6 @@ type volume struct{ m *machine }
 
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	m := v.m
-	written, doubts := map[string]bool{}, map[string]int64{}
-	for _, t := range m.all() { // before the seal: one that ends here has made its disk suspect by then
-		written[t.disk.ID()], doubts[t.disk.ID()] = t.foreign.Load(), t.doubts.Load()
-	}
 	asked := m.timeline.SealAsked()
 	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
@@ -28,14 +23,7 @@ func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	}
 	m.timeline.SealAnswered(asked)
 	m.p.w.noteSeal(uuid.UUID(s.UUID).String(), m.timeline, asked)
-	return epoch{s, m, func(id string) bool {
-		for _, t := range m.all() {
-			if t.disk.ID() == id && (t.foreign.Load() || t.doubts.Load() != doubts[id]) {
-				return true
-			}
-		}
-		return written[id]
-	}}, nil
+	return epoch{s, m}, nil
 }
 
 func (v volume) Deactivate(ctx context.Context) error {
@@ -49,8 +37,7 @@ func (v volume) RaiseEpoch(atLeast uint64) error { return v.m.log.RaiseEpoch(atL
 
 type epoch struct {
 	*journal.Sealed
-	m       *machine
-	foreign func(disk string) bool
+	m *machine
 }
 
 func (e epoch) Number() uint64 { return e.Sealed.Epoch }
@@ -70,7 +57,7 @@ func (e epoch) Disks() []string {
 func (e epoch) Disk(id string) (shipper.EpochDisk, bool) {
 	for _, d := range e.Sealed.Disks {
 		if d.Disk.ID() == id {
-			return sealedDisk{d, e.foreign(id)}, true
+			return sealedDisk{d}, true
 		}
 	}
 	return nil, false
@@ -93,22 +80,18 @@ func (e epoch) Spooled() error {
 	return e.Sealed.Spooled()
 }
 
-type sealedDisk struct {
-	*journal.SealedDisk
-	foreign bool
-}
+type sealedDisk struct{ *journal.SealedDisk }
 
 func (s sealedDisk) FileSize() int64 { return s.Size }
 
-func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal || s.foreign }
+func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal }
 
 func (s sealedDisk) List(maxRun int64) iter.Seq[shipper.FileRange] { return s.SealedDisk.List(maxRun) }
 
 // source is the live side of a disk.
 type source struct {
 	*Image
-	disk    *journal.Disk
-	foreign *atomic.Bool
+	disk *journal.Disk
 }
 
 func (s source) ID() string { return s.disk.ID() }
@@ -117,7 +100,7 @@ func (s source) Name() string { return s.disk.Name() }
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
-func (s source) Suspect() bool { return s.foreign.Load() || s.disk.Suspected() }
+func (s source) Suspect() bool { return s.disk.Suspected() }
 
 func (s source) NextData(off int64) (int64, int64, error) { return s.nextData(off) }
 

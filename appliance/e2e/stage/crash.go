@@ -32,9 +32,10 @@ type crasher struct {
 	rng    *rand.Rand
 	window atomic.Int64 // which part of the disks the load writes to
 	asking *asking
-	off    bool            // the power was cut, and is not back
-	whole  bool            // disks may be compared whole after a crash: they were marked
-	told   map[string]bool // points
+	off    bool                        // the power was cut, and is not back
+	whole  bool                        // disks may be compared whole after a crash: they were marked
+	begun  func(context.Context) error // what is done after a start; nil: nothing
+	told   map[string]bool             // points
 
 	kills, cuts int
 	suspect     int64         // most
@@ -246,6 +247,11 @@ func (c *crasher) recovered(ctx context.Context, told []acked) error {
 		return err
 	}
 	c.longest = max(c.longest, time.Since(began))
+	if c.begun != nil {
+		if err := c.begun(ctx); err != nil {
+			return err
+		}
+	}
 	if err := wrapped("at rest", c.atRest(ctx)); err != nil {
 		return err
 	}

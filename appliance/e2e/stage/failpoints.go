@@ -90,8 +90,12 @@ func newFailer(ctx context.Context, e *Env, r *Report, w road, mortal string) (*
 	if err != nil {
 		return nil, nil, err
 	}
+	x := &failer{crasher: c, road: w, struck: map[failpoint.Deed]int{}}
 	c.whole = w.whole
-	return &failer{crasher: c, road: w, struck: map[failpoint.Deed]int{}}, end, nil
+	if w.begun != nil {
+		c.begun = func(ctx context.Context) error { return w.begun(ctx, x) }
+	}
+	return x, end, nil
 }
 
 func (x *failer) all(ctx context.Context) error {
@@ -125,6 +129,9 @@ func (x *failer) strike(ctx context.Context, o failpoint.Order) error {
 		return err
 	}
 	x.rig.Orders = nil
+	if x.road.spoils {
+		told = nil
+	}
 	if err := x.recovered(ctx, told); err != nil {
 		return err
 	}

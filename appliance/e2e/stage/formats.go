@@ -42,15 +42,23 @@ type formats struct {
 // the middle. Each time the writer has ended, the newest point must be what qemu reads from the image; every second time the
 // appliance is killed before.
 func Formats(ctx context.Context, e *Env, r *Report) error {
-	return playFormats(ctx, e, r, translatedDisks, e.count(10, 2), 200)
+	return playFormats(ctx, e, r, formatsPlan{translatedDisks, e.count(10, 2), 200, 100 << 30, 300})
 }
 
 // FormatsSmall is Formats for a test.
 func FormatsSmall(ctx context.Context, e *Env, r *Report) error {
-	return playFormats(ctx, e, r, translatedDisks[:3], 3, 70)
+	return playFormats(ctx, e, r, formatsPlan{translatedDisks[:3], 3, 70, 2 << 30, 12})
 }
 
-func playFormats(ctx context.Context, e *Env, r *Report, disks []translatedDisk, rounds, ops int) (err error) {
+// formatsPlan is how much of it.
+type formatsPlan struct {
+	disks       []translatedDisk
+	rounds, ops int
+	size        int64 // of a disk with little data, bytes
+	data        int   // MiB in it
+}
+
+func playFormats(ctx context.Context, e *Env, r *Report, p formatsPlan) (err error) {
 	dir, err := e.fresh("formats")
 	if err != nil {
 		return err
@@ -65,20 +73,69 @@ func playFormats(ctx context.Context, e *Env, r *Report, disks []translatedDisk,
 		return err
 	}
 	defer func() { err = errors.Join(err, appliance.Close()) }()
-	if err := appliance.Start(ctx); err != nil {
-		return err
-	}
 	f := &formats{env: e, rig: appliance, report: r, rng: e.rng(11)}
-	if err := f.create(ctx, disks); err != nil {
+	if err := f.sparse(ctx, target, p); err != nil {
+		return fmt.Errorf("a disk with little data: %w", err)
+	}
+	if err := f.create(ctx, p.disks); err != nil {
 		return err
 	}
-	for round := range rounds {
-		if err := f.round(ctx, disks, round, ops); err != nil {
+	for round := range p.rounds {
+		if err := f.round(ctx, p.disks, round, p.ops); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 	}
-	r.Figure("operations", "%d on each of %d images, %d points equal", rounds*ops, len(disks), rounds)
+	r.Figure("operations", "%d on each of %d images, %d points equal", p.rounds*p.ops, len(p.disks), p.rounds)
 	return appliance.Stop()
+}
+
+// sparse starts the appliance over a large dynamic disk with little data, which is all that may be moved.
+func (f *formats) sparse(ctx context.Context, target *rig.Target, p formatsPlan) error {
+	const vm, name = "sparse", "large.vhdx"
+	path := filepath.Join(f.rig.Source, vm, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := command(ctx, "qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=dynamic,block_size=1M", path, fmt.Sprint(p.size)); err != nil {
+		return err
+	}
+	args := []string{"-f", "vhdx", "-t", "unsafe"}
+	for i := range int64(p.data) {
+		args = append(args, "-c", fmt.Sprintf("write -q -P %d %d 1M", 1+i%255, i*(p.size/int64(p.data))>>20<<20))
+	}
+	if err := command(ctx, "qemu-io", append(args, path)...); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := f.rig.Start(ctx); err != nil {
+		return err
+	}
+	result, err := f.rig.Sync(ctx, vm)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	moved, err := movedTo(target, filepath.Join(f.rig.Dir, "replicas", vm, name, "replica.vhd"))
+	if err != nil {
+		return err
+	}
+	f.report.Figure("little data", "%d MiB moved for %d MiB in %d GiB, in %v", moved>>20, p.data, p.size>>30, took.Round(100*time.Millisecond))
+	if data := int64(p.data) << 20; moved < data || moved > data+sparseOverhead {
+		f.report.Fail("%d bytes moved for %d bytes of data", moved, data)
+	}
+	if err := f.rig.Verify(ctx, vm, result.Point); err != nil {
+		return err
+	}
+	_, err = f.rig.Run(ctx, "unprotect", vm, "--yes")
+	return err
+}
+
+// movedTo is what went to the target: over the wire, or in a directory what the replica takes.
+func movedTo(target *rig.Target, replica string) (int64, error) {
+	if target.Proxy != nil {
+		return target.Proxy.Sent(), nil
+	}
+	return rig.Allocated(replica)
 }
 
 func (f *formats) path(name string) string { return filepath.Join(f.rig.Mount, formatsVM, name) }

@@ -14,12 +14,15 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/failpoint"
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/stamp"
 	"github.com/vhdrelay/vhdrelay/journal"
 	compared "github.com/vhdrelay/vhdrelay/resync"
+	"github.com/vhdrelay/vhdrelay/resync/checksum"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/dir"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
+	"github.com/vhdrelay/vhdrelay/shipper/target"
 )
 
 // road brings an appliance to some failpoints.
@@ -31,8 +34,10 @@ type road struct {
 	quick    bool // enough for `make test`
 	cuts     bool // the power is cut on the way there, whatever the deed
 	whole    bool // disks are compared whole afterwards
+	spoils   bool // points made on the way there are wrong by another's doing
 	// bring gives the order and returns when the appliance died of it or stays at the point, or with errNeverCame.
 	bring func(ctx context.Context, x *failer, o failpoint.Order) error
+	begun func(ctx context.Context, x *failer) error // what else is done at the start after the crash; nil: nothing
 	after func(ctx context.Context, x *failer) error // what else is to be judged; nil: nothing
 }
 
@@ -65,14 +70,13 @@ var roads = []road{
 	{name: "a spool over its quota", opts: rig.Options{SpoolLimit: 256 << 20, Compression: `"off"`}, bring: overQuota, points: []string{
 		spool.PointIntentDurable, shipper.PointAfterIntent, shipper.PointAfterForget, spool.PointGivenUp}},
 	{name: "a state directory that was lost", whole: true, bring: withoutState, points: []string{compared.PointBeforeMatched}},
+	{name: "a damaged replica", spoils: true, bring: overDamage, begun: mended, points: []string{compared.PointBeforeForget, compared.PointAfterForget}},
 	{name: "points that are pruned", opts: rig.Options{Dense: "0s"}, bring: afterApply, points: []string{retention.PointRecordDeleted}},
 }
 
 // outOfReach are failpoints that no road leads to, with the reason.
 var outOfReach = map[string]string{
 	retention.PointBlobDeleted: "it comes an hour after its record was deleted",
-	compared.PointBeforeForget: "it needs a replica that others damaged",
-	compared.PointAfterForget:  "it needs a replica that others damaged",
 }
 
 // underLoadAt comes to what happens while a guest writes and points are made.
@@ -112,6 +116,14 @@ func onSlowState(ctx context.Context, x *failer, o failpoint.Order) error {
 
 // afterApply has the replica catch up, so that there is something to prune at the next start.
 func afterApply(ctx context.Context, x *failer, o failpoint.Order) error {
+	if err := x.applied(ctx); err != nil {
+		return err
+	}
+	return atStart(ctx, x, o)
+}
+
+// applied is load until the replica has caught up with it once.
+func (x *failer) applied(ctx context.Context) error {
 	before, err := x.rig.VM(ctx, x.vm)
 	if err != nil {
 		return err
@@ -120,11 +132,52 @@ func afterApply(ctx context.Context, x *failer, o failpoint.Order) error {
 	err = x.await(ctx, time.Minute, "an apply", func(vm rig.VM) bool {
 		return vm.AppliedEpoch > before.AppliedEpoch && vm.AppliedEpoch > before.LastPoint.Epoch+1
 	})
-	if err = errors.Join(err, x.asking.stop(), x.stop()); err != nil {
+	err = errors.Join(err, x.asking.stop(), x.stop())
+	x.asking = nil
+	return err
+}
+
+// overDamage has somebody write to the replica where no load writes. The appliance notices with the next apply, and looks.
+func overDamage(ctx context.Context, x *failer, o failpoint.Order) error {
+	x.work(ctx)
+	if err := x.rig.Order(o); err != nil {
 		return err
 	}
-	x.asking = nil
-	return atStart(ctx, x, o)
+	at, err := dir.Open(filepath.Join(x.rig.Dir, "replicas"), dir.Options{})
+	if err != nil {
+		return err
+	}
+	page, name := x.content(stamp.BlockSize), x.vm+"/wide.raw/replica.vhd"
+	err = errors.Join(at.BreakLease(ctx, name), at.PutPages(ctx, name, (4<<10+x.rng.Int64N(8<<10))*stamp.BlockSize, page, checksum.Of(page), target.Unguarded), at.Close())
+	if err != nil {
+		return err
+	}
+	return x.until(ctx, x.move)
+}
+
+// while runs a command that the crash interrupts.
+func (x *failer) while(ctx context.Context, args ...string) error {
+	asking, cancel := context.WithCancel(ctx)
+	var asked sync.WaitGroup
+	asked.Go(func() { _, _ = x.rig.Run(asking, args...) }) // that it is interrupted is its usual error
+	err := x.until(ctx, x.move)
+	cancel()
+	asked.Wait()
+	return err
+}
+
+// mended has the appliance look again, to the end: a point of before is what the damaged replica makes it.
+func mended(ctx context.Context, x *failer) error {
+	return x.rig.Await(ctx, "the damage to be found", func() (bool, error) {
+		_, err := x.rig.Run(ctx, "resync", x.vm, "--deep", "--now")
+		if failed, ok := errors.AsType[*rig.CommandError](err); ok && failed.Code == rig.ExitRefused {
+			return false, nil // the interrupted one goes on
+		}
+		if err != nil && !differs(err) {
+			return false, err
+		}
+		return true, nil
+	})
 }
 
 // withoutState loses the state directory.
@@ -288,13 +341,7 @@ func besideLeaves(ctx context.Context, x *failer, o failpoint.Order) error {
 	if err := x.rig.Order(o); err != nil {
 		return err
 	}
-	asking, cancel := context.WithCancel(ctx)
-	var asked sync.WaitGroup
-	asked.Go(func() { _, _ = x.rig.Run(asking, "unprotect", x.extraVM(), "--delete-replica", "--yes") }) // it is interrupted
-	err := x.until(ctx, x.move)
-	cancel()
-	asked.Wait()
-	return err
+	return x.while(ctx, "unprotect", x.extraVM(), "--delete-replica", "--yes")
 }
 
 // besideIsGone wants the target to have nothing of the other VM any more, without being asked again.
