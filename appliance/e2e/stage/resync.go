@@ -50,13 +50,17 @@ func newResynced(ctx context.Context, e *Env, r *Report, name string, size, stri
 		return nil, nil, nil, err
 	}
 	s.guest, g.vm = g, resyncVM
-	err = g.await(ctx, 10*time.Minute, "a replica at rest", func(vm rig.VM) bool {
-		return vm.LastPoint != nil && vm.AppliedEpoch >= vm.LastPoint.Epoch
-	})
-	if err != nil {
+	if err := s.rest(ctx); err != nil {
 		return nil, nil, nil, errors.Join(err, end())
 	}
 	return s, target, end, nil
+}
+
+// rest returns when the replica is the newest point: nobody has anything left to send.
+func (s *resynced) rest(ctx context.Context) error {
+	return s.await(ctx, 10*time.Minute, "a replica at rest", func(vm rig.VM) bool {
+		return vm.LastPoint != nil && vm.AppliedEpoch >= vm.LastPoint.Epoch
+	})
 }
 
 func (s *resynced) make(path string, stride int64) error {
@@ -287,7 +291,8 @@ func Rebuilt(ctx context.Context, e *Env, r *Report) (err error) {
 		return fmt.Errorf("without the state directory: %w", err)
 	}
 	s.judgeMoved(r, "state directory lost", moved(target)-before, changes)
-	if err := a.Stop(); err != nil {
+	// What the lost machine has not applied is the other one's to apply, and no cost of its adoption.
+	if err := errors.Join(s.rest(ctx), a.Stop()); err != nil {
 		return err
 	}
 	return s.elsewhere(ctx, target, changes)
