@@ -20,19 +20,24 @@ import (
 // import each other.
 type volume struct {
 	vm      *journal.VM
-	foreign func(diskID string) bool // another process may be writing to the image
+	foreign func(diskID string) bool  // another process may be writing to the image
+	doubts  func(diskID string) int64 // how often one was noticed
 }
 
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
-	written := map[string]bool{}
+	written, doubts := map[string]bool{}, map[string]int64{}
 	for _, d := range v.vm.Disks() { // before the seal: one that ends here has made its disk suspect by then
+		doubts[d.ID()] = v.doubts(d.ID())
 		written[d.ID()] = v.foreign(d.ID())
 	}
 	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}
-	return epoch{s, func(diskID string) bool { return written[diskID] || v.foreign(diskID) }}, nil
+	// One that came and went while the epoch was captured changed blocks that nobody saved.
+	return epoch{s, func(diskID string) bool {
+		return written[diskID] || v.foreign(diskID) || v.doubts(diskID) != doubts[diskID]
+	}}, nil
 }
 
 func (v volume) Deactivate(ctx context.Context) error {
@@ -47,7 +52,7 @@ func (v volume) RaiseEpoch(atLeast uint64) error { return v.vm.RaiseEpoch(atLeas
 // epoch shows a sealed epoch.
 type epoch struct {
 	*journal.Sealed
-	foreign func(diskID string) bool // another process had the image open for writing at the seal, or has it now
+	foreign func(diskID string) bool // another process had the image open for writing at the seal or since
 }
 
 func (e epoch) Number() uint64 { return e.Sealed.Epoch }

@@ -67,19 +67,23 @@ func TestI11_LookingDoesNotMakeAComparisonCount(t *testing.T) {
 func TestForeignWriterAtTheSealLeavesTheEpochOpen(t *testing.T) {
 	vm, d := tracked(t)
 	for name, c := range map[string]struct {
-		atSeal, later, open bool
+		atSeal, later, between, open bool
 	}{
-		"all the time":   {true, true, true},
-		"until the seal": {true, false, true},
-		"since the seal": {false, true, true},
-		"never":          {false, false, false},
+		"all the time":   {true, true, false, true},
+		"until the seal": {true, false, false, true},
+		"since the seal": {false, true, false, true},
+		"during capture": {false, false, true, true},
+		"never":          {false, false, false, false},
 	} {
-		writing := c.atSeal
-		e, err := volume{vm, func(string) bool { return writing }}.Seal(shipper.SealRequest{})
+		writing, doubts := c.atSeal, int64(7)
+		e, err := volume{vm, func(string) bool { return writing }, func(string) int64 { return doubts }}.Seal(shipper.SealRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		writing = c.later
+		if c.between {
+			doubts += 2
+		}
 		sealed, found := e.Disk(d.ID())
 		if !found || sealed.SuspectAtSeal() != c.open {
 			t.Errorf("%s: found %v, suspect %v", name, found, sealed.SuspectAtSeal())

@@ -148,6 +148,7 @@ func (s *store) notice(path string, id fs.Identity) {
 
 // doubtLocked has an image compared whole, and takes the size that it has by now.
 func (s *store) doubtLocked(a *attached, reason string) {
+	a.doubts.Add(1)
 	first := a.doubt != reason || !a.disk.Suspected()
 	a.doubt = reason
 	err := a.resized()

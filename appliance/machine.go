@@ -109,7 +109,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log, m.foreign}, Spool: m.spool, Open: a.openMeasured, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
+		Volume: volume{m.log, m.foreign, m.doubts}, Spool: m.spool, Open: a.openMeasured, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
 	}, m.options())
 	if err != nil {
 		return nil, err
@@ -136,6 +136,16 @@ func (m *machine) foreign(diskID string) bool {
 		}
 	}
 	return false
+}
+
+// doubts is how often a disk's image was doubted.
+func (m *machine) doubts(diskID string) int64 {
+	for _, a := range m.store.disksOf(m) {
+		if a.disk.ID() == diskID {
+			return a.doubts.Load()
+		}
+	}
+	return 0
 }
 
 // replication is what the config says of the VM now.

@@ -68,9 +68,10 @@ type attached struct {
 	vm   *machine
 
 	foreign   atomic.Bool // another process has it open for writing beside the mount: no epoch is a state of the VM
-	writer    string      // who had, for people; guarded by store.mu, as are
-	writerPID int         // its id
-	doubt     string      // why it was last doubted
+	doubts    atomic.Int64
+	writer    string // who had, for people; guarded by store.mu, as are
+	writerPID int    // its id
+	doubt     string // why it was last doubted
 }
 
 // at is the path the image is a disk under.

@@ -57,6 +57,7 @@ type Layout interface {
 	DiskBlocks(fileRange) diskSet // of which a byte lies there; clipped to the disk
 	FileBlocks(diskRange) fileSet // that hold the data; clipped to the disk
 	CutOff(fileRange) fileRange   // what lies beyond the disk's end
+	Metadata() []fileRange        // what every capture reads
 	// ReadDisk reads blocks of the disk from its image. What the file does not have
 	// and what is no part of the disk are zeros.
 	ReadDisk(image io.ReaderAt, r diskRange, p []byte) error
@@ -211,7 +212,6 @@ type comparer struct {
 // compare reads and judges one stride. What of it holds nothing of the disk every
 // capture reads.
 func (c *comparer) compare(j *scanned) error {
-	defer c.cutOff(j)
 	for _, disk := range c.deps.Layout.DiskBlocks(j.file).Ranges() {
 		for part := range disk.Split(extent.BlocksPerChunk) {
 			if err := c.part(j, part); err != nil {
@@ -219,7 +219,7 @@ func (c *comparer) compare(j *scanned) error {
 			}
 		}
 	}
-	return nil
+	return c.cutOff(j)
 }
 
 func (c *comparer) part(j *scanned, disk diskRange) (err error) {
@@ -237,13 +237,36 @@ func (c *comparer) part(j *scanned, disk diskRange) (err error) {
 // crash took back a growth, or the change set of a shrink. The next capture learns
 // of the size; but if the disk grows again before it, the hole that this leaves is
 // in no change set, and the target holds there what was cut off.
-func (c *comparer) cutOff(j *scanned) {
-	if c.deps.Table.Blocks() <= c.deps.Layout.Disk().End {
-		return
+//
+// A disk that is longer than its layout has grown since its last capture. What it
+// grew by is in the change set if it did so before our eyes, and in none if somebody
+// else wrote a file over the image: an epoch in the middle of that had only a part.
+func (c *comparer) cutOff(j *scanned) error {
+	beyond := c.deps.Layout.CutOff(j.file)
+	if beyond.Empty() {
+		return nil
 	}
-	if beyond := c.deps.Layout.CutOff(j.file); !beyond.Empty() {
+	if c.deps.Table.Blocks() > c.deps.Layout.Disk().End {
 		j.differing = append(j.differing, beyond)
+		return nil
 	}
+	p := c.buf[:beyond.Bytes()]
+	n, err := c.deps.Source.ReadAt(p, beyond.Offset())
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("reading file blocks %v: %w", beyond, err)
+	}
+	found := extent.Set[extent.FileBlock]{}
+	for at := 0; at < n; at += extent.BlockSize {
+		if !checksum.IsZero(p[at:min(at+extent.BlockSize, n)]) {
+			b := beyond.Start + extent.FileBlock(at/extent.BlockSize)
+			found.Add(fileRange{Start: b, End: b + 1})
+		}
+	}
+	for _, r := range c.deps.Layout.Metadata() {
+		found.Remove(r)
+	}
+	j.differing = append(j.differing, found.Ranges()...)
+	return nil
 }
 
 // readSource appends the checksums of blocks of the disk, read from its image

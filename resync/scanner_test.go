@@ -119,6 +119,7 @@ func (l layout) FileBlocks(r diskRange) fileSet { return extent.Of(l.at(r)) }
 func (l layout) at(r diskRange) fileRange {
 	return fileRange{Start: extent.FileBlock(r.Start) + l.lead, End: extent.FileBlock(r.End) + l.lead}
 }
+func (l layout) Metadata() []fileRange { return nil }
 func (l layout) CutOff(r fileRange) fileRange {
 	r.Start = max(r.Start, l.at(l.Disk()).End)
 	return r

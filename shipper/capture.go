@@ -77,7 +77,7 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 	if err := v.finish(ctx); err != nil {
 		return err
 	}
-	if c.prefix && v.deps.Spool.Bytes() <= v.opts.Quota() {
+	if c.prefix && !c.unread && v.deps.Spool.Bytes() <= v.opts.Quota() {
 		v.capture.wake() // the catch-up runs at once: as fast as the spool takes it, not one an interval
 	}
 	return nil

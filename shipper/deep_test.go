@@ -323,3 +323,30 @@ func TestI8_WhatOthersWroteDuringAComparisonIsLookedForAgain(t *testing.T) {
 		})
 	}
 }
+
+// A damaged block that a later epoch carries is not compared: the points before that epoch are wrong, and stay doubted.
+func TestADoubtEndsWithTheEpochThatCarriesWhatWasNotCompared(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := replicated(t)
+		r.scribble("a.raw", 9)
+		for i := range 3 {
+			r.fill("a.raw", int64(100+i)*extent.BlockSize, extent.BlockSize, byte(60+i))
+			r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+			if i == 0 {
+				r.must(r.run(r.vm.applyStep))
+			}
+		}
+		r.fill("a.raw", 9*extent.BlockSize, extent.BlockSize, 99)
+		r.must(r.run(r.vm.captureStep, r.vm.shipStep))
+		if found, _ := r.deep("a.raw"); !found.Empty() {
+			t.Errorf("found %v, which a later epoch carries", found.Ranges())
+		}
+		if bad := r.rotten("a.raw"); len(bad) != 3 || !slices.Equal(bad, r.doubted()) {
+			t.Errorf("rotten %v, doubted %v", bad, r.doubted())
+		}
+		r.must(r.cycle())
+		if bad := r.rotten("a.raw"); len(bad) != 3 || !slices.Equal(bad, r.doubted()) {
+			t.Errorf("in the end rotten %v, doubted %v", bad, r.doubted())
+		}
+	})
+}

@@ -29,7 +29,7 @@ type disk struct {
 
 	// round is held from the first to the last request of a round that changes the
 	// replica, and while a comparison decides what to look at. Held over network I/O.
-	round sync.Mutex
+	round gate
 
 	mu struct {
 		sync.Mutex // held over the table's local I/O when it is replaced or forgets

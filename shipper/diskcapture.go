@@ -24,6 +24,7 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 		// size that nobody knows must not become the replica's.
 		c.leaveOpen(fmt.Sprintf("disk %s: %v", d.src.Name(), err))
 		c.giveBack(d.src.ID(), ed)
+		c.unread = true
 		c.unknown[d.src.ID()] = d.table().UnknownCount()
 		md.VirtualSize = st.VirtualSize
 		md.DiskSum, md.SumKnown = d.table().DiskSum()

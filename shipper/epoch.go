@@ -20,6 +20,7 @@ type capture struct {
 	unknown  map[string]int64 // by disk: unknown entries when its checksum was taken
 	open     string           // why the epoch is no state of the VM; empty: closed
 	room     int64            // blocks that may still be captured
+	unread   bool             // a disk is no disk now: all of it went back
 	prefix   bool             // the rest of the change set waits for room
 
 	translated map[string]*translation // by disk
@@ -143,6 +144,9 @@ func (c *capture) judge() {
 		doubted := d != nil && d.table() != nil && d.table().UnknownCount() > c.unknown[md.ID]
 		if md.State == spool.Complete && (!md.SumKnown || doubted) {
 			c.leaveOpen(fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name))
+		}
+		if ed, known := c.epoch.Disk(md.ID); md.State == spool.Complete && known && ed.SuspectAtSeal() { // by now: it may have been changed under the capture
+			c.leaveOpen(fmt.Sprintf("disk %s: regions wait for their comparison", md.Name))
 		}
 		if named[md.Name] { // an export would write one over the other
 			c.leaveOpen(fmt.Sprintf("two disks were named %s while it was captured", md.Name))

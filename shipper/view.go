@@ -246,6 +246,20 @@ func (w *View) Carried(ctx context.Context) (diskSet, error) {
 	return w.mu.carried.Clone(), nil
 }
 
+// good is the first point that is what it should be if no compared block differs: what
+// later epochs carry was not compared, and the points before them may lack it.
+func (w *View) good() catalog.PointID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	newest := w.point
+	for id := range w.mu.seen {
+		if newest.Less(id) {
+			newest = id
+		}
+	}
+	return newest
+}
+
 func (w *View) wantsLocked(id catalog.PointID) bool { return w.point.Less(id) && !w.mu.seen[id] }
 
 func (w *View) addLocked(id catalog.PointID, ranges []DiskRange) {
@@ -312,7 +326,7 @@ func (v *VM) EndDeep(ctx context.Context, w *View, found int64, whole bool) erro
 		return w.d.state.update(func(s *diskRecord) { s.Touched, s.TouchedAt, s.ETag = "", catalog.PointID{}, w.etag })
 	}
 	if st.Touched != "" {
-		if err := v.endDoubts(ctx, w.key, w.point); err != nil {
+		if err := v.endDoubts(ctx, w.key, w.good()); err != nil {
 			return err
 		}
 	}

@@ -248,7 +248,7 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 			return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
 		}
 	}
-	d := &disk{src: src, probe: probe, state: state, log: v.opts.Log}
+	d := &disk{src: src, probe: probe, state: state, log: v.opts.Log, round: newGate()}
 	d.loadBlocks = func(number uint64) (*image.Table, error) {
 		b, err := v.opts.Tree.ReadFile(v.blocksPath(d, number))
 		if err != nil {

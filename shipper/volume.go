@@ -65,6 +65,8 @@ type Epoch interface {
 // EpochDisk is the sealed view of one disk (I3).
 type EpochDisk interface {
 	FileSize() int64
+	// SuspectAtSeal: what the epoch has of the disk may be none of its states. It
+	// may become so until the manifest.
 	SuspectAtSeal() bool
 	// List is the capture list in order, runs cut at maxRun blocks.
 	List(maxRun int64) iter.Seq[FileRange]

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,6 +17,10 @@ type volume struct{ m *machine }
 
 func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	m := v.m
+	written, doubts := map[string]bool{}, map[string]int64{}
+	for _, t := range m.all() { // before the seal: one that ends here has made its disk suspect by then
+		written[t.disk.ID()], doubts[t.disk.ID()] = t.foreign.Load(), t.doubts.Load()
+	}
 	asked := m.timeline.SealAsked()
 	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
 	if err != nil {
@@ -23,7 +28,14 @@ func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 	}
 	m.timeline.SealAnswered(asked)
 	m.p.w.noteSeal(uuid.UUID(s.UUID).String(), m.timeline, asked)
-	return epoch{s, m}, nil
+	return epoch{s, m, func(id string) bool {
+		for _, t := range m.all() {
+			if t.disk.ID() == id && (t.foreign.Load() || t.doubts.Load() != doubts[id]) {
+				return true
+			}
+		}
+		return written[id]
+	}}, nil
 }
 
 func (v volume) Deactivate(ctx context.Context) error {
@@ -37,7 +49,8 @@ func (v volume) RaiseEpoch(atLeast uint64) error { return v.m.log.RaiseEpoch(atL
 
 type epoch struct {
 	*journal.Sealed
-	m *machine
+	m       *machine
+	foreign func(disk string) bool
 }
 
 func (e epoch) Number() uint64 { return e.Sealed.Epoch }
@@ -57,7 +70,7 @@ func (e epoch) Disks() []string {
 func (e epoch) Disk(id string) (shipper.EpochDisk, bool) {
 	for _, d := range e.Sealed.Disks {
 		if d.Disk.ID() == id {
-			return sealedDisk{d}, true
+			return sealedDisk{d, e.foreign(id)}, true
 		}
 	}
 	return nil, false
@@ -80,18 +93,22 @@ func (e epoch) Spooled() error {
 	return e.Sealed.Spooled()
 }
 
-type sealedDisk struct{ *journal.SealedDisk }
+type sealedDisk struct {
+	*journal.SealedDisk
+	foreign bool
+}
 
 func (s sealedDisk) FileSize() int64 { return s.Size }
 
-func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal }
+func (s sealedDisk) SuspectAtSeal() bool { return s.SealedDisk.SuspectAtSeal || s.foreign }
 
 func (s sealedDisk) List(maxRun int64) iter.Seq[shipper.FileRange] { return s.SealedDisk.List(maxRun) }
 
 // source is the live side of a disk.
 type source struct {
 	*Image
-	disk *journal.Disk
+	disk    *journal.Disk
+	foreign *atomic.Bool
 }
 
 func (s source) ID() string { return s.disk.ID() }
@@ -100,7 +117,7 @@ func (s source) Name() string { return s.disk.Name() }
 
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
-func (s source) Suspect() bool { return s.disk.Suspected() }
+func (s source) Suspect() bool { return s.foreign.Load() || s.disk.Suspected() }
 
 func (s source) NextData(off int64) (int64, int64, error) { return s.nextData(off) }
 

@@ -47,16 +47,6 @@ func leftWithSpool(t *testing.T, w *world) *host {
 	return left
 }
 
-// files are the paths below a directory that end as told.
-func (d *stateDisk) files(dir, suffix string) (paths []string) {
-	d.Files(func(path string, _ int64) {
-		if strings.HasPrefix(path, dir+"/") && strings.HasSuffix(path, suffix) {
-			paths = append(paths, path)
-		}
-	})
-	return paths
-}
-
 func (d *stateDisk) flip(path string, at func(size int) int) {
 	d.Damage(path, func(data []byte) []byte { data[at(len(data))] ^= 1; return data })
 }

@@ -16,6 +16,7 @@ type fate struct {
 	slowState atomic.Int32 // turns that an operation on the state disk takes at most
 	slowImage atomic.Int32
 	slowNet   atomic.Int32
+	spared    atomic.Bool // the target works: somebody else talks to it
 
 	mu struct { // no I/O under it
 		sync.Mutex
@@ -26,6 +27,8 @@ type fate struct {
 		full    bool // the state disk has no room
 		failing int  // every so manieth operation of the state disk fails; 0: none
 		trees   int
+		holding holding
+		strides int // of comparisons before it
 		syncs   int // every so manieth sync of an image fails; 0: none
 		synced  int
 	}
@@ -92,8 +95,26 @@ func (f *fate) crashAt(point string) bool {
 	return true
 }
 
+// strikeComparison says what strikes a comparison at its next stride.
+func (f *fate) strikeComparison() holding {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mu.holding == holdNot {
+		return holdNot
+	}
+	if f.mu.strides--; f.mu.strides > 0 {
+		return holdNot
+	}
+	kind := f.mu.holding
+	f.mu.holding = holdNot
+	return kind
+}
+
 // targetFault is the target's hook.
 func (f *fate) targetFault(op fake.Op) fake.Fault {
+	if f.spared.Load() {
+		return fake.Fault{}
+	}
 	for range f.w.turns(f.slowNet.Load()) {
 		yield()
 	}

@@ -32,6 +32,9 @@ func (w *world) request(d *dice, m *machine) {
 		return
 	}
 	t := disks[d.draw(len(disks))]
+	if w.copied(m.name, t.image.name) {
+		return
+	}
 	if d.draw(12) == 0 {
 		_ = t.image.Datasync() // the guest's own; whether it fails is between it and its disk
 		return
@@ -112,6 +115,7 @@ func (w *world) operator(d *dice, vm string) {
 			continue
 		}
 		if m := p.machine(vm); m != nil {
+			w.chores(m)
 			ctx, cancel := context.WithTimeout(p.ctx, 3*time.Minute)
 			_ = w.sync(ctx, m)
 			cancel()

@@ -55,7 +55,13 @@ var kinds = []struct {
 	{"remove a disk", 1, (*world).stepRemove},
 	{"replace a disk", 1, (*world).stepReplace},
 	{"state directory lost", 1, (*world).stepLost},
+	{"state file lost or rotten", 2, (*world).stepRotten},
 	{"second appliance", 1, (*world).stepSecond},
+	{"image changed while down", 3, (*world).stepOffline},
+	{"file copied over a disk", 3, (*world).stepCopy},
+	{"comparison held", 3, (*world).stepHold},
+	{"replicas compared", 1, (*world).stepDeep},
+	{"replica damaged behind our back", 2, (*world).stepDamage},
 }
 
 // Failpoints are all points where a process may be killed.
@@ -135,25 +141,6 @@ func (w *world) until(due <-chan time.Time) {
 			}
 		}
 	}
-}
-
-// crash ends the process, if it lives still, and starts another over what is left.
-func (w *world) crash(cut bool) error {
-	p := w.active()
-	p.life.kill()
-	next := p.remains(cut)
-	w.checkRemains(next)
-	w.setActive(nil)
-	for vm, line := range next.lines {
-		line.Crash()
-		if cut {
-			for name, img := range next.images[vm] {
-				line.Reset(name, img.content())
-			}
-		}
-	}
-	p.bury()
-	return w.boot(next)
 }
 
 // boot starts processes until one lives.
@@ -242,14 +229,7 @@ func (w *world) quiet() *process {
 
 // stepRestart is the clean stop and a start after it.
 func (w *world) stepRestart(Step) error {
-	p := w.quiet()
-	err := p.stop()
-	if err == nil && p.life.isAlive() {
-		w.struck("clean stop")
-	} else {
-		w.struck("stop was not clean")
-	}
-	w.setActive(p)
+	w.stopClean()
 	return w.crash(false)
 }
 
@@ -310,7 +290,11 @@ func (w *world) stepQuota(s Step) error {
 }
 
 func (w *world) stepClock(s Step) error {
-	w.offset.Add(int64(time.Duration(s.A%7200-3600) * time.Second))
+	by := time.Duration(s.A%7200-3600) * time.Second
+	w.offset.Add(int64(by))
+	if by < 0 {
+		w.stepped.Store(true)
+	}
 	return nil
 }
 
@@ -322,6 +306,12 @@ func (w *world) stepAdd(s Step) error {
 	name := fmt.Sprintf("new%d.raw", s.N)
 	img := w.addImage(p.h, vm, name)
 	img.life = p.life
+	if s.B%2 == 0 {
+		w.struck("seeded replica")
+		if err := w.seedReplica(vm, img); err != nil {
+			return err
+		}
+	}
 	return w.dead(p, p.machine(vm).attach(img))
 }
 
@@ -360,31 +350,22 @@ func (w *world) stepReplace(s Step) error {
 	return w.dead(p, err)
 }
 
-// stepLost starts over an empty state directory.
-func (w *world) stepLost(Step) error {
-	p := w.active()
-	p.life.kill()
-	next := p.remains(false)
-	next.store, next.tree, next.saved, next.beats = &memory.Store{}, newStateDisk(next.tree.life), "", nil
-	w.setActive(nil)
-	for _, line := range next.lines {
-		line.Crash()
-	}
-	p.bury()
-	return w.boot(next)
-}
-
-// stepSecond starts another appliance of the same identity over copies of the images, while the first goes on for a while.
+// stepSecond starts another appliance over copies of the images, while the first goes on for a while: one of the same identity,
+// or of another machine that adopts the VMs.
 func (w *world) stepSecond(s Step) error {
 	old := w.quiet()
 	other := &host{store: &memory.Store{}, tree: newStateDisk(newLife()), order: map[string][]string{}, boot: old.h.boot,
-		images: map[string]map[string]*Image{}, lines: map[string]*oracle.Timeline{}}
+		images: map[string]map[string]*Image{}, lines: map[string]*oracle.Timeline{}, machine: old.h.machine}
+	if s.B%2 == 0 {
+		other.machine = fmt.Sprint("machine", s.N)
+	}
+	w.noteLost("a second appliance took over", func(manifest) bool { return true })
 	for vm, disks := range old.h.images {
 		other.images[vm], other.lines[vm] = map[string]*Image{}, oracle.New()
 		other.order[vm] = slices.Clone(old.h.order[vm])
 		for name, img := range disks {
 			other.images[vm][name] = img.after(other.tree.life, false, nil)
-			other.lines[vm].Reset(name, img.content())
+			img.told(other.lines[vm])
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -432,6 +413,7 @@ func (w *world) finish() {
 	w.setQuota(256 * mib)
 	w.target.Land()
 	w.guests.Wait()
+	w.fate.with(func(f *fate) { f.mu.holding = holdNot })
 	if !w.active().life.isAlive() {
 		if err := w.crash(false); err != nil {
 			w.fail("last start: %v", err)
@@ -439,6 +421,7 @@ func (w *world) finish() {
 		}
 	}
 	p := w.active()
+	w.finishCopies()
 	for _, m := range p.machines() {
 		if err := w.settle(m); err != nil {
 			w.fail("vm %s does not come to rest: %v; %s", m.name, err, troubles(m))
@@ -460,6 +443,7 @@ func (w *world) finish() {
 func (w *world) settle(m *machine) error {
 	var err error
 	for range 12 {
+		w.chores(m)
 		ctx, cancel := context.WithTimeout(m.p.ctx, 10*time.Minute)
 		err = w.sync(ctx, m)
 		cancel()
@@ -468,6 +452,7 @@ func (w *world) settle(m *machine) error {
 				return nil
 			}
 			<-time.After(2 * time.Second)
+			w.chores(m)
 			m.pipe.Wake()
 		}
 	}
@@ -477,7 +462,7 @@ func (w *world) settle(m *machine) error {
 func settled(m *machine) bool {
 	s := m.pipe.Status()
 	for _, d := range s.Disks {
-		if d.Stage != shipper.StageComplete || d.Unknown != 0 {
+		if d.Stage != shipper.StageComplete || d.Unknown != 0 || d.Touched != "" || d.Repairing {
 			return false
 		}
 	}

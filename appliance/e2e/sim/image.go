@@ -30,6 +30,7 @@ type Image struct {
 	mu struct { // no I/O under it
 		sync.Mutex
 		data, synced []byte
+		first        []byte // the disk that it was at first
 		pending      []edit // since the last sync, in order
 		marked       bool
 		ctime        time.Time
@@ -46,11 +47,8 @@ type edit struct {
 
 func newImage(name string, ino uint64, content []byte, at time.Time) *Image {
 	m := &Image{name: name, ino: ino}
-	if isVHD(name) {
-		footer := image.FixedFooter(int64(len(content)), [16]byte{byte(ino)}, time.Unix(1_600_000_000, 0))
-		content = append(bytes.Clone(content), footer[:]...)
-	}
-	m.mu.data, m.mu.synced, m.mu.ctime = bytes.Clone(content), bytes.Clone(content), at
+	m.mu.data, m.mu.first, m.mu.ctime = fileOf(name, ino, content), content, at
+	m.mu.synced = bytes.Clone(m.mu.data)
 	return m
 }
 
@@ -59,9 +57,19 @@ func isVHD(name string) bool { return name[len(name)-4:] == ".vhd" }
 // visible is the part of a file that a guest sees as its disk.
 func visible(name string, data []byte) []byte {
 	if isVHD(name) {
-		return data[:len(data)-image.FooterSize]
+		return data[:max(0, len(data)-image.FooterSize)]
 	}
 	return data
+}
+
+// told makes the file's bytes what the oracle knows of the image from now on.
+func (m *Image) told(line *oracle.Timeline) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	line.Reset(m.name, m.mu.data)
+	if isVHD(m.name) {
+		line.Tail(m.name, image.FooterSize)
+	}
 }
 
 // content is a copy of the virtual disk.
@@ -252,7 +260,7 @@ func (m *Image) after(l *life, cut bool, draw func(n int) int) *Image {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := &Image{name: m.name, ino: m.ino, life: l, slow: m.slow, failSync: m.failSync, now: m.now}
-	next.mu.marked, next.mu.ctime = m.mu.marked, m.mu.ctime
+	next.mu.marked, next.mu.ctime, next.mu.first = m.mu.marked, m.mu.ctime, m.mu.first
 	next.mu.data, next.mu.synced = bytes.Clone(m.mu.data), bytes.Clone(m.mu.synced)
 	next.mu.pending = slices.Clone(m.mu.pending)
 	if cut {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/sim/oracle"
@@ -16,7 +18,6 @@ import (
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/journal/kv"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
-	"github.com/vhdrelay/vhdrelay/resync"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/spool"
@@ -25,14 +26,15 @@ import (
 
 // host is a machine's stable storage: what one process leaves and the next one finds.
 type host struct {
-	store  *memory.Store
-	tree   *stateDisk
-	images map[string]map[string]*Image // by VM and disk name
-	order  map[string][]string          // disk names of a VM
-	boot   journal.Boot
-	lines  map[string]*oracle.Timeline // by VM
-	saved  string                      // real directory of saved blocks and the heartbeat; "": none
-	beats  []beat                      // of the heartbeat file, which is never synced
+	store   *memory.Store
+	tree    *stateDisk
+	images  map[string]map[string]*Image // by VM and disk name
+	order   map[string][]string          // disk names of a VM
+	machine string                       // its id
+	boot    journal.Boot
+	lines   map[string]*oracle.Timeline // by VM
+	saved   string                      // real directory of saved blocks and the heartbeat; "": none
+	beats   []beat                      // of the heartbeat file, which is never synced
 }
 
 // beat is what the heartbeat file held.
@@ -65,7 +67,7 @@ type machine struct {
 	spool    *spool.Spool
 	pipe     *shipper.VM
 	timeline *oracle.Timeline
-	kick     chan struct{} // of the comparisons
+	compare  *comparisons
 
 	mu struct { // guards the list; not held over I/O
 		sync.Mutex
@@ -75,9 +77,11 @@ type machine struct {
 
 // tracked is an attached image.
 type tracked struct {
-	image *Image
-	disk  *journal.Disk
-	use   sync.RWMutex // held for reading over a guest's request and its I/O, for writing while the image ceases to be a disk
+	image   *Image
+	disk    *journal.Disk
+	foreign *atomic.Bool // another process has the image open
+	doubts  atomic.Int64
+	use     sync.RWMutex // held for reading over a guest's request and its I/O, for writing while the image ceases to be a disk
 }
 
 // start boots a process over what the host holds. An error is one of recovery: the process is dead then, or to be killed.
@@ -166,7 +170,8 @@ func (p *process) open() (err error) {
 }
 
 func (p *process) openMachine(name string, log *slog.Logger) (err error) {
-	w, m := p.w, &machine{p: p, name: name, timeline: p.h.lines[name], kick: make(chan struct{}, 1)}
+	w, m := p.w, &machine{p: p, name: name, timeline: p.h.lines[name]}
+	m.compare = &comparisons{m: m, kick: make(chan struct{}, 1)}
 	if m.log, err = p.j.VM(name); err != nil {
 		return err
 	}
@@ -184,9 +189,10 @@ func (p *process) openMachine(name string, log *slog.Logger) (err error) {
 	if m.spool, err = spool.Open(state+"/spool/vm", spool.Options{Hook: p.hook, Log: log, Tree: p.h.tree}); err != nil {
 		return err
 	}
+	w.noteGiveUp(m)
 	m.pipe, err = shipper.New(shipper.Deps{Volume: volume{m}, Spool: m.spool, Docs: documents{p.j}, Buffers: shipper.NewBuffers(4 * target.MaxPut),
 		Open: func(context.Context) (target.Target, error) { return w.target, nil }},
-		shipper.Options{Name: name, ID: m.log.ID(), Owner: catalog.Owner{Host: "host", MachineID: "machine", StoreID: "store"},
+		shipper.Options{Name: name, ID: m.log.ID(), Owner: catalog.Owner{Host: "host", MachineID: p.h.machine, StoreID: "store"},
 			TableDir: filepath.Join(state, "tables"), Tree: p.h.tree, Now: w.now, Log: log, Hook: m.hook, Quota: w.quota.Load, Live: w.live})
 	if err != nil {
 		return err
@@ -211,6 +217,7 @@ func (m *machine) hook(point string) {
 		}
 	}
 	if point == shipper.PointAfterIntent && m.p.life.isAlive() {
+		m.p.w.noteGiveUp(m)
 		m.p.w.struck("give-up")
 	}
 	m.p.hook(point)
@@ -226,13 +233,14 @@ func (m *machine) attach(img *Image) error {
 		m.p.w.struck("eviction")
 		return m.pipe.Forget(d.ID(), r)
 	})
-	if err := m.pipe.AddDisk(source{img, d}, img.probe); err != nil {
+	foreign := new(atomic.Bool)
+	if err := m.pipe.AddDisk(source{img, d, foreign}, img.probe); err != nil {
 		return errors.Join(err, m.log.Withdraw(d))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mu.disks = append(m.mu.disks, &tracked{image: img, disk: d})
-	m.wake()
+	m.mu.disks = append(m.mu.disks, &tracked{image: img, disk: d, foreign: foreign})
+	m.compare.wake()
 	return nil
 }
 
@@ -266,13 +274,6 @@ func (m *machine) all() []*tracked {
 	return slices.Clone(m.mu.disks)
 }
 
-func (m *machine) wake() {
-	select {
-	case m.kick <- struct{}{}:
-	default:
-	}
-}
-
 func (p *process) machine(name string) *machine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -299,7 +300,7 @@ func (p *process) serve() error {
 	p.run.Go(p.beat)
 	for _, m := range p.machines() {
 		p.run.Go(func() { _ = m.pipe.Run(p.ctx) })
-		p.run.Go(m.compare)
+		p.run.Go(m.compare.run)
 	}
 	return nil
 }
@@ -340,65 +341,6 @@ func (h *host) tornBeat(draw func(n int) int) error {
 	return os.WriteFile(filepath.Join(h.saved, heartbeatFile), h.beats[i].text, 0o600)
 }
 
-// compare is the loop of the comparisons: whenever something is suspect.
-func (m *machine) compare() {
-	for m.p.ctx.Err() == nil {
-		moved := m.pipe.Moved()
-		var again <-chan time.Time
-		if err := m.compareAll(); err != nil {
-			again = time.After(10 * time.Second)
-		}
-		select {
-		case <-m.p.ctx.Done():
-		case <-m.kick:
-		case <-moved:
-		case <-again:
-		}
-	}
-}
-
-// match finds out a table that a takeover or a loss left without knowledge.
-func (m *machine) match(t *tracked) error {
-	id := t.disk.ID()
-	table, layout, ok := m.pipe.MatchTable(id)
-	if !ok {
-		return nil
-	}
-	view, err := m.pipe.OpenView(m.p.ctx, id, "")
-	if err != nil {
-		return err
-	}
-	_, err = resync.NewMatch(resync.MatchDeps{Source: t.image, Layout: layout, Table: table, Replica: view}, resync.Options{}).Run(m.p.ctx, 0)
-	if err = errors.Join(err, view.Close(m.p.ctx)); err != nil {
-		return err
-	}
-	return m.pipe.EndMatch(id)
-}
-
-func (m *machine) compareAll() error {
-	var errs []error
-	matching := m.pipe.Matching()
-	for _, t := range m.all() {
-		if slices.Contains(matching, t.disk.ID()) {
-			errs = append(errs, m.match(t))
-		}
-		table, layout, ok := m.pipe.Table(t.disk.ID())
-		if !ok || !t.disk.Suspected() {
-			continue
-		}
-		s := resync.New(resync.Deps{Source: comparedSource{t.disk, t.image}, Table: table, Layout: layout}, resync.Options{})
-		report, err := s.Run(m.p.ctx)
-		if report.Differing > 0 && m.p.life.isAlive() {
-			m.p.w.struck("comparison found a difference")
-		}
-		if err == nil {
-			m.pipe.SealSoon()
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
 // bury waits for the goroutines of a process that is over, after its storage was copied.
 func (p *process) bury() {
 	p.cancel()
@@ -430,7 +372,7 @@ func (p *process) stop() error {
 // remains is the host as the next process finds it.
 func (p *process) remains(cut bool) *host {
 	h, l, w := p.h, newLife(), p.w
-	next := &host{order: h.order, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved, beats: h.beats}
+	next := &host{order: h.order, machine: h.machine, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved, beats: h.beats}
 	next.store = h.store.Crash()
 	next.tree = h.tree.after(l, cut, func() bool { return w.draw(2) == 0 })
 	if cut {
@@ -439,10 +381,10 @@ func (p *process) remains(cut bool) *host {
 			w.fail("the heartbeat of a power cut: %v", err)
 		}
 	}
-	for vm, disks := range h.images {
+	for _, vm := range w.vms {
 		next.images[vm] = map[string]*Image{}
-		for name, m := range disks {
-			next.images[vm][name] = m.after(l, cut, w.draw)
+		for _, name := range slices.Sorted(maps.Keys(h.images[vm])) { // each draws
+			next.images[vm][name] = h.images[vm][name].after(l, cut, w.draw)
 		}
 	}
 	return next

@@ -144,7 +144,11 @@ func mustHaveStruck(t *testing.T, struck map[string]int) {
 	must := []string{"point", "seal", "open epoch", "epoch torn", "epoch merged back", "give-up", "eviction", "clean stop",
 		"killed while recovering", "comparison found a difference", "guest truncates", "guest writes past the end",
 		"target: refused", "target: applied, answer lost", "target: not applied, answer lost", "target: late", "target: throttled",
-		"journal commit lost", "journal commit landed, answer lost", "state disk full", "state disk error", "image sync failed"}
+		"comparison paused", "comparison cancelled", "killed in a comparison", "table found out", "replica is as it was left",
+		"replica compared", "replica found damaged", "point is wrong and doubted",
+		"adopted: owned-by-another", "changed while down", "resized while down", "reverted while down", "replaced while down",
+		"copied over a disk", "written beside the mount", "manifest judged", "journal lost", "spool and tables lost", "lost: .table",
+		"rotten: .table", "journal commit lost", "journal commit landed, answer lost", "state disk full", "state disk error", "image sync failed"}
 	for _, k := range kinds {
 		must = append(must, k.name)
 	}

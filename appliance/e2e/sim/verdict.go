@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc64"
+	"maps"
 	"slices"
 
 	"github.com/vhdrelay/vhdrelay/journal"
@@ -31,6 +32,7 @@ func (w *world) judge(m *machine) {
 		w.judgePoint(m, doc, records, rec)
 	}
 	w.judgeAcks(m.name, records)
+	w.judgeManifests(m, doc, records)
 	w.judgeNewest(m, doc, records)
 	w.judgeLocal(m)
 }
@@ -45,13 +47,39 @@ func (w *world) judgePoint(m *machine, doc catalog.VMDoc, records []catalog.Reco
 		return
 	}
 	disks, err := w.restore(doc, records, rec)
-	if err != nil {
-		w.fail("point %s/%s: %v", m.name, rec.ID(), err)
-		return
+	if err == nil {
+		w.struck("point")
+		err = s.line.Judge(s.seal, disks, 1)
 	}
-	w.struck("point")
-	if err := s.line.Judge(s.seal, disks, 1); err != nil {
-		w.fail("I2: point %s/%s: %v", m.name, rec.ID(), err)
+	switch {
+	case err != nil && doc.Doubted(rec): // the replica was damaged, and everybody is told
+		w.struck("point is wrong and doubted")
+	case err != nil:
+		w.fail("I2, I5: point %s/%s: %v", m.name, rec.ID(), err)
+	}
+}
+
+// judgeManifests: what was in the spool is in a point, unless it was given up or belongs to a generation that ended before.
+func (w *world) judgeManifests(m *machine, doc catalog.VMDoc, records []catalog.Record) {
+	w.mu.Lock()
+	ledger := maps.Clone(w.mu.closed)
+	w.mu.Unlock()
+	for _, is := range ledger {
+		cut := slices.IndexFunc(doc.Cuts, func(c catalog.Cut) bool { return c.Generation == is.generation && c.Epoch < is.epoch })
+		if is.vm != m.name || is.lost != "" || cut >= 0 || w.policy != retention.DefaultPolicy {
+			continue
+		}
+		w.struck("manifest judged")
+		i := slices.IndexFunc(records, func(r catalog.Record) bool { return r.Generation == is.generation && r.Epoch >= is.epoch })
+		if i < 0 {
+			w.fail("I4: epoch %d-%d of %s was in the spool, and no point is newer", is.generation, is.epoch, m.name)
+			continue
+		}
+		for _, id := range is.segments {
+			if !slices.ContainsFunc(records[i].Segments, func(s catalog.SegmentRef) bool { return s.UUID == id }) {
+				w.fail("I4: epoch %d-%d of %s was in the spool, and point %s lacks its segment %s", is.generation, is.epoch, m.name, records[i].ID(), id)
+			}
+		}
 	}
 }
 
@@ -128,6 +156,9 @@ func (w *world) judgeNewest(m *machine, doc catalog.VMDoc, records []catalog.Rec
 	disks, err := w.restore(doc, records, newest)
 	if err != nil {
 		return // said already
+	}
+	if doc.Doubted(newest) {
+		w.fail("the newest point %s/%s is doubted at the end", m.name, newest.ID())
 	}
 	for _, rd := range newest.Disks { // by the standard library, so that a mistake of ours cannot agree with itself
 		got, ok := disks[rd.Name]

@@ -44,9 +44,10 @@ type world struct {
 	policy   retention.Policy
 	pace     time.Duration // of the guests
 
-	quota  atomic.Int64
-	offset atomic.Int64 // of the clock, nanoseconds
-	inode  atomic.Uint64
+	quota   atomic.Int64
+	offset  atomic.Int64 // of the clock, nanoseconds
+	stepped atomic.Bool  // the clock was put back
+	inode   atomic.Uint64
 
 	spaces map[string][]byte // of restored disks; the judge's alone
 
@@ -59,6 +60,7 @@ type world struct {
 		seals    map[string]sealed
 		closed   map[string]manifest // by epoch UUID
 		acks     []ack
+		copies   map[string]*copying // by VM and disk
 		counts   map[string]int
 		wrong    []string
 		quotaMax int64 // that the spool may have by now
@@ -74,9 +76,12 @@ type sealed struct {
 
 // manifest is an epoch that was in the spool.
 type manifest struct {
-	vm     string
-	epoch  uint64
-	closed bool
+	vm         string
+	epoch      uint64
+	generation uint64
+	closed     bool
+	segments   []string // UUIDs
+	lost       string   // why it need not be at the target
 }
 
 // ack is a `sync --wait` that returned.
@@ -89,7 +94,7 @@ type ack struct {
 
 func newWorld(seed uint64, dir string) *world {
 	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), leaving: make(chan struct{}), spaces: map[string][]byte{}}
-	w.mu.seals, w.mu.closed, w.mu.counts = map[string]sealed{}, map[string]manifest{}, map[string]int{}
+	w.mu.seals, w.mu.closed, w.mu.copies, w.mu.counts = map[string]sealed{}, map[string]manifest{}, map[string]*copying{}, map[string]int{}
 	uuid.SetRand(reader{rand.New(rand.NewPCG(seed, 5))})
 	w.target = fake.New(fake.Options{Now: time.Now})
 	w.fate = newFate(w)
@@ -131,7 +136,7 @@ func (w *world) newHost() *host {
 
 // bareHost makes a machine without images.
 func (w *world) bareHost(l *life) *host {
-	h := &host{store: &memory.Store{}, tree: newStateDisk(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
+	h := &host{machine: "machine", store: &memory.Store{}, tree: newStateDisk(l), images: map[string]map[string]*Image{}, order: map[string][]string{},
 		lines: map[string]*oracle.Timeline{}, boot: journal.Boot{ID: "boot", Start: w.now().Add(-time.Hour)}}
 	for _, vm := range w.vms {
 		h.images[vm], h.lines[vm] = map[string]*Image{}, oracle.New()
@@ -141,10 +146,7 @@ func (w *world) bareHost(l *life) *host {
 
 // addImage puts an image of random size and content into a VM's directory.
 func (w *world) addImage(h *host, vm, name string) *Image {
-	size := 1 + w.draw(w.most())
-	if isVHD(name) {
-		size = (size + mib - 1) &^ (mib - 1)
-	}
+	size := w.sizeOf(name, 1+w.draw(w.most()))
 	content := make([]byte, size)
 	for at := 0; at < size; at += 64 * kib * (1 + w.draw(8)) {
 		n := min(size-at, 100+w.draw(40*kib))
@@ -156,8 +158,16 @@ func (w *world) addImage(h *host, vm, name string) *Image {
 		h.order[vm] = append(h.order[vm], name)
 	}
 	h.images[vm][name] = img
-	h.lines[vm].Reset(name, content)
+	img.told(h.lines[vm])
 	return img
+}
+
+// sizeOf rounds the size of a disk, where its format wants that.
+func (w *world) sizeOf(name string, size int) int {
+	if isVHD(name) {
+		size = (size + mib - 1) &^ (mib - 1)
+	}
+	return size
 }
 
 // most is what the size of an image is drawn from: most are small, or a history would be spent reading what never changes;
@@ -258,9 +268,34 @@ func (w *world) noteSeal(id string, line *oracle.Timeline, s *oracle.Seal) {
 func (w *world) noteManifest(m *machine, doc *spool.Manifest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.mu.closed[doc.EpochUUID] = manifest{vm: m.name, epoch: doc.Epoch, closed: doc.Closed}
+	is := manifest{vm: m.name, generation: doc.Generation, epoch: doc.Epoch, closed: doc.Closed}
+	for _, d := range doc.Disks {
+		if d.Segment != nil {
+			is.segments = append(is.segments, d.Segment.UUID)
+		}
+	}
+	w.mu.closed[doc.EpochUUID] = is
 	if !doc.Closed {
 		w.mu.counts["open epoch"]++
+	}
+}
+
+// noteLost says why manifests need not be at the target.
+func (w *world) noteLost(why string, which func(manifest) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, is := range w.mu.closed {
+		if is.lost == "" && which(is) {
+			is.lost = why
+			w.mu.closed[id] = is
+		}
+	}
+}
+
+// noteGiveUp says so of a give-up that is under way.
+func (w *world) noteGiveUp(m *machine) {
+	if from, pending := m.spool.GiveUpFrom(); pending {
+		w.noteLost("given up", func(is manifest) bool { return is.vm == m.name && is.epoch >= from })
 	}
 }
 

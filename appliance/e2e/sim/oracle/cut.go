@@ -79,6 +79,7 @@ func (c *cut) isFree(op *Op) bool {
 // view is one disk of the point and what may have been written to it around the cut.
 type view struct {
 	name    string
+	cut     int64    // bytes at the end that the point does not have
 	base    []byte   // the disk at the cut's start
 	tail    []change // after it: of free requests and of those that are in anyway
 	content []byte
@@ -99,7 +100,7 @@ func (c *cut) view(d *disk, name string, content []byte, round int64) (*view, er
 	if e == nil {
 		return nil, fmt.Errorf("disk %s is in the point and came only after the seal: %w", name, ErrNoCut)
 	}
-	v := &view{name: name, content: content, round: round, known: make(map[string]string)}
+	v := &view{name: name, cut: d.tail, content: content, round: round, known: make(map[string]string)}
 	v.base = d.rollLocked(e, c.start)
 	for _, ch := range e.changes {
 		if ch.at >= c.start && ch.op.begin < c.seal.answered {
@@ -173,7 +174,10 @@ func (v *view) touchedBy(op *Op) bool {
 
 // difference replays the tail over the base and says where the point differs first; "" nowhere.
 func (v *view) difference(c *cut, in map[*Op]bool) string {
-	want := v.at(c, in)
+	want, ok := v.at(c, in)
+	if !ok {
+		return fmt.Sprintf("disk %s is in the point and at the cut too small to be one", v.name)
+	}
 	if len(want) != len(v.content) {
 		return fmt.Sprintf("disk %s has %d bytes in the point and %d at the cut", v.name, len(v.content), len(want))
 	}
@@ -190,19 +194,26 @@ func (v *view) difference(c *cut, in map[*Op]bool) string {
 	return ""
 }
 
-// at is the disk with some of the free requests; it may be read until the next call.
-func (v *view) at(c *cut, in map[*Op]bool) []byte {
+// at is the disk with some of the free requests; it may be read until the next call. False: it is not even a tail.
+func (v *view) at(c *cut, in map[*Op]bool) ([]byte, bool) {
 	tail := slices.DeleteFunc(slices.Clone(v.tail), func(ch change) bool { return !in[ch.op] && c.isFree(ch.op) })
 	short := func(p []byte) int64 { return (v.round - int64(len(p))%v.round) % v.round }
-	if len(tail) == 0 && short(v.base) == 0 {
-		return v.base
+	want := v.base
+	if len(tail) > 0 || v.cut == 0 && short(want) != 0 {
+		c.space = append(c.space[:0], v.base...)
+		for _, ch := range tail {
+			c.space = ch.apply(c.space)
+		}
+		want = c.space
 	}
-	c.space = append(c.space[:0], v.base...)
-	for _, ch := range tail {
-		c.space = ch.apply(c.space)
+	if int64(len(want)) < v.cut {
+		return nil, false
 	}
-	c.space = append(c.space, make([]byte, short(c.space))...)
-	return c.space
+	want = want[:int64(len(want))-v.cut]
+	if n := short(want); n > 0 {
+		want = append(slices.Clip(want), make([]byte, n)...)
+	}
+	return want, true
 }
 
 func distance(a, b []byte) int {

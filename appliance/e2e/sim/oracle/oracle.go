@@ -45,6 +45,7 @@ type era struct {
 
 type disk struct {
 	eras []*era
+	tail int64    // bytes at the end of the file that are none of the disk
 	roll struct { // the newest state that was worked out, to go on from
 		era     *era
 		applied int
@@ -86,6 +87,13 @@ func (t *Timeline) Reset(name string, content []byte) {
 		t.mu.disks[name] = d
 	}
 	d.eras = append(d.eras, &era{from: t.tickLocked(), base: append([]byte(nil), content...)})
+}
+
+// Tail says that the last n bytes of what is told of a disk are none of it: a point does not have them.
+func (t *Timeline) Tail(name string, n int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mu.disks[name].tail = n
 }
 
 // Begin says that a guest sends a request.
@@ -159,7 +167,7 @@ func (t *Timeline) SealAnswered(s *Seal) {
 // Before reports whether the seal was answered before the other was asked for.
 func (s *Seal) Before(o *Seal) bool { return s.answered != 0 && s.answered < o.asked }
 
-// Content returns what the disk holds now.
+// Content returns what the disk holds now, its tail included.
 func (t *Timeline) Content(name string) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

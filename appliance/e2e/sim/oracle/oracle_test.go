@@ -195,3 +195,20 @@ func TestRandomStories(t *testing.T) {
 		s.wrong(x, cut)
 	}
 }
+
+func TestATailIsInNoPoint(t *testing.T) {
+	s := newStory(t)
+	s.Tail("a", 512)
+	x := s.seal()
+	s.right(x, disks(make([]byte, 2*page-512), with(2*page)))
+	s.wrong(x, disks(make([]byte, 2*page), with(2*page)))
+	s.write("a", 2*page-513, 7)
+	s.write("a", 2*page-512, 8)
+	x = s.seal()
+	s.right(x, disks(with(2*page-512, 2*page-513, 7), with(2*page)))
+	op := s.Begin("t")
+	s.Resized(op, "a", 100)
+	s.End(op)
+	x = s.seal()
+	s.wrong(x, disks(nil, with(2*page)))
+}
