@@ -67,6 +67,9 @@ func negotiate(s *store, init []byte, o *fuse.MountOptions) (srv *fuse.Server, n
 		return nil, 0, nil, err
 	}
 	srv, err = fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", pair[1]), o)
+	if err == nil {
+		err = keepPresent(srv)
+	}
 	if err != nil {
 		return nil, 0, nil, err
 	}

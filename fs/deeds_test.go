@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -19,19 +18,9 @@ func TestDeedsAreDoneOnce(t *testing.T) {
 	for _, point := range []string{PointBefore, PointDone, PointNoted} {
 		t.Run(point, func(t *testing.T) {
 			t.Setenv(dieEnv, point)
-			k, deaths := newKeeper(t), 0
-			for try := 0; ; try++ {
-				k.start()
-				var again bool
-				if deaths, again = k.carry(startWriter(t, "names", k.mnt)); !again {
-					break
-				}
-				if try == 4 {
-					t.Fatal("the kernel fails a request in every try")
-				}
-				t.Log("the kernel failed a request whose reader was killed (README.md): once more")
-				k = newKeeper(t)
-			}
+			k := newKeeper(t)
+			k.start()
+			deaths := k.carry(startWriter(t, "names", k.mnt))
 			if deaths < 10 {
 				t.Errorf("only %d processes died", deaths)
 			}
@@ -47,11 +36,8 @@ func TestDeedsAreDoneOnce(t *testing.T) {
 	}
 }
 
-// exitKernel is how a child ends that met an EIO of the kernel's own: nobody has seen the request it was asked for.
-const exitKernel = 3
-
-// carry starts a process whenever one has died, until the writer ends. again: of what is no fault of ours.
-func (k *keeper) carry(w *writer) (deaths int, again bool) {
+// carry starts a process whenever one has died, until the writer ends.
+func (k *keeper) carry(w *writer) (deaths int) {
 	k.t.Helper()
 	late := time.After(3 * time.Minute)
 	for {
@@ -62,17 +48,16 @@ func (k *keeper) carry(w *writer) (deaths int, again bool) {
 			k.child.Process.Kill()
 			<-died
 			k.child = nil
-			var exit *exec.ExitError
-			if again = errors.As(err, &exit) && exit.ExitCode() == exitKernel; err != nil && !again {
+			if err != nil {
 				k.t.Error(err)
 			}
-			return deaths, again
+			return deaths
 		case <-died:
 			deaths++
 			k.start()
 		case <-late:
 			k.t.Error("the writer does not end")
-			return deaths, false
+			return deaths
 		}
 	}
 }
@@ -126,11 +111,7 @@ func childNames(args []string) error {
 			return nil
 		},
 	} {
-		err := step()
-		if errors.Is(err, unix.EIO) {
-			os.Exit(exitKernel)
-		}
-		if err != nil {
+		if err := step(); err != nil {
 			return err
 		}
 	}

@@ -12,10 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -293,11 +293,6 @@ func childStamp(args []string) error {
 	return writers.Wait()
 }
 
-// mostEIO is how many requests may end so: ten kills cannot meet more readers than that.
-const mostEIO = 3
-
-var failed atomic.Int32
-
 // writeStamped writes blocks with their place and a number, and reads each back.
 func writeStamped(ctx context.Context, f *os.File, at, size int64) error {
 	mem, err := unix.Mmap(-1, 0, 2*65536, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -313,16 +308,7 @@ func writeStamped(ctx context.Context, f *os.File, at, size int64) error {
 		for p := 0; p < len(out); p += 8 {
 			binary.LittleEndian.PutUint64(out[p:], uint64(off)+number<<32+uint64(p))
 		}
-		_, err := f.WriteAt(out, off)
-		if errors.Is(err, unix.EIO) {
-			// The kernel's own: a thread was killed in the middle of copying this request (README.md, "Kernels"). No
-			// process can mend it; what is tested is that nothing else fails.
-			if failed.Add(1) > mostEIO {
-				return err
-			}
-			_, err = f.WriteAt(out, off)
-		}
-		if err != nil {
+		if _, err := f.WriteAt(out, off); err != nil {
 			return err
 		}
 		if _, err := f.ReadAt(back, off); err != nil && !errors.Is(err, io.EOF) {
@@ -333,4 +319,48 @@ func writeStamped(ctx context.Context, f *os.File, at, size int64) error {
 		}
 	}
 	return nil
+}
+
+// The kernel copies requests only into memory that is there, when it copies for a process that is being killed; the buffer
+// that INIT was read into included.
+func TestReadBuffersArePresent(t *testing.T) {
+	s, err := newStore(t.TempDir(), nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.OnUnmount()
+	init := make([]byte, wireHeader+64)
+	binary.LittleEndian.PutUint32(init, uint32(len(init)))
+	binary.LittleEndian.PutUint32(init[4:], 26)
+	binary.LittleEndian.PutUint64(init[8:], 2)
+	binary.LittleEndian.PutUint32(init[wireHeader:], 7)
+	binary.LittleEndian.PutUint32(init[wireHeader+4:], 41)
+	srv, num, _, err := negotiate(s, init, (&Options{Name: "t", Log: slog.New(slog.DiscardHandler)}).fuse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(num)
+	pool, err := readPool(srv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		b := pool.Get().([]byte)
+		for at := 0; at < len(b); at += os.Getpagesize() {
+			if !resident(t, &b[at]) {
+				t.Fatalf("a buffer of %d bytes is not there at %d", len(b), at)
+			}
+		}
+	}
+}
+
+// resident says whether the page of an address is in memory.
+func resident(t *testing.T, p *byte) bool {
+	t.Helper()
+	page := uintptr(unsafe.Pointer(p)) &^ uintptr(os.Getpagesize()-1)
+	var in byte
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, page, uintptr(os.Getpagesize()), uintptr(unsafe.Pointer(&in))); errno != 0 {
+		t.Fatal(errno)
+	}
+	return in&1 != 0
 }

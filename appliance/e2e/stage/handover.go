@@ -22,11 +22,10 @@ func Handover(ctx context.Context, e *Env, r *Report) error {
 	return handover(ctx, e, r, e.count(200, 20), 10)
 }
 
-// HandoverSmall is Handover for a test, with orderly ends only: a SIGKILL that hits a thread which copies a request makes the
-// kernel fail that request, now and then (fs/README.md).
-func HandoverSmall(ctx context.Context, e *Env, r *Report) error { return handover(ctx, e, r, 3, 1) }
+// HandoverSmall is Handover for a test.
+func HandoverSmall(ctx context.Context, e *Env, r *Report) error { return handover(ctx, e, r, 4, 2) }
 
-// handover ends n processes, one in orderly in an orderly way.
+// handover ends n processes, one of so many in an orderly way.
 func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error) {
 	if e.Ends > 0 {
 		n = e.Ends
