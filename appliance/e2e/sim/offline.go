@@ -80,7 +80,7 @@ func (w *world) changeOffline(h *host, vm string, img *Image, how int) {
 		content = bytes.Clone(img.mu.first)
 	default:
 		w.struck("replaced while down")
-		img = w.addImage(h, vm, img.name)
+		w.addImage(h, vm, img.name)
 		return
 	}
 	img.rewrite(content, w.now())
