@@ -41,7 +41,8 @@ func TestI4_CrashInTheGaps(t *testing.T) {
 			r.change("web/os.img", 5*mib, []byte("answered before the crash"))
 			copy(content[5*mib:], "answered before the crash")
 			r.must(os.WriteFile(r.path+armed, nil, 0o600))
-			if _, err := r.client.Sync(r.ctx(), "web", true, nil); !errors.Is(err, &control.Error{Code: control.CodeInterrupted}) {
+			// Once the record counts, the answer may be faster than the crash.
+			if _, err := r.client.Sync(r.ctx(), "web", true, nil); !errors.Is(err, &control.Error{Code: control.CodeInterrupted}) && (err != nil || point != shipper.PointAfterCounted) {
 				t.Errorf("sync through a crash: %v", err)
 			}
 			r.died(cmd)

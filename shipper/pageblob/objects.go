@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -137,7 +138,15 @@ func (t *Target) DeleteIf(ctx context.Context, name, etag string) error {
 	if etag == "" {
 		return target.Refused("DeleteIf", name, fmt.Errorf("%w: no etag given", target.ErrCondition))
 	}
-	return t.remove(ctx, "DeleteIf", name, "", etag)
+	err := t.remove(ctx, "DeleteIf", name, "", etag)
+	if !errors.Is(err, target.ErrCondition) {
+		return err
+	}
+	// A blob that is gone has no ETag to match either, and may be answered so.
+	if _, look := t.Get(ctx, name); errors.Is(look, target.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // remove deletes a blob; one that is absent is gone. Its snapshots are never deleted along with it.
