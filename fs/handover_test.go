@@ -335,11 +335,10 @@ func TestReadBuffersArePresent(t *testing.T) {
 	binary.LittleEndian.PutUint64(init[8:], 2)
 	binary.LittleEndian.PutUint32(init[wireHeader:], 7)
 	binary.LittleEndian.PutUint32(init[wireHeader+4:], 41)
-	srv, num, _, err := negotiate(s, init, (&Options{Name: "t", Log: slog.New(slog.DiscardHandler)}).fuse())
+	srv, _, _, err := negotiate(s, init, (&Options{Name: "t", Log: slog.New(slog.DiscardHandler)}).fuse())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(num)
 	pool, err := readPool(srv)
 	if err != nil {
 		t.Fatal(err)
