@@ -29,7 +29,9 @@ func (r *rig) sh(command string) {
 func (r *rig) suspected(vm string, differing int64) control.VM {
 	r.t.Helper()
 	return r.await(vm, "a comparison", func(v control.VM) bool {
-		return strings.Contains(v.Recovery.Reason, "beside the mount") && v.Recovery.DifferingBytes >= differing && v.Recovery.ComparedBytes >= v.Recovery.SuspectBytes
+		// Opening and closing are told apart, so that two comparisons may follow: the second finds what the first has marked.
+		found := max(v.Recovery.DifferingBytes, v.Resync.DifferingBytes)
+		return strings.Contains(v.Recovery.Reason, "beside the mount") && found >= differing && v.Recovery.ComparedBytes >= v.Recovery.SuspectBytes
 	})
 }
 
