@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -77,9 +78,10 @@ func (t *Table) numbers() []*int64 {
 
 // Equal says whether two tables say the same of their files.
 func (t *Table) Equal(o *Table) bool {
-	a, _ := t.AppendBinary(nil)
-	b, _ := o.AppendBinary(nil)
-	return bytes.Equal(a, b)
+	same := func(a, b *int64) bool { return *a == *b }
+	return t.Format == o.Format && t.Parent == o.Parent && t.Differencing == o.Differencing && slices.EqualFunc(t.numbers(), o.numbers(), same) &&
+		slices.Equal(t.Fixed, o.Fixed) && slices.Equal(t.entries, o.entries) && slices.Equal(t.chunks, o.chunks) &&
+		maps.EqualFunc(t.bits, o.bits, bytes.Equal) && slices.Equal(t.replayed.Ranges(), o.replayed.Ranges())
 }
 
 // DecodeTable reads an encoded table. It takes no memory that b is too short for, and checks what a Builder checks. Errors are

@@ -159,3 +159,41 @@ func FuzzDecodeTable(f *testing.F) {
 		}
 	})
 }
+
+// Tables that differ in anything that is encoded are not equal.
+func TestTablesThatDiffer(t *testing.T) {
+	build := func(change func(*image.Builder)) *image.Table {
+		b := image.NewBuilder(image.Shape{Format: image.VHDXDynamic, VirtualSize: 4 * 4096, BlockSize: 4096, Sector: 512, FileSize: 4 << 20, TableOffset: 4096, EntrySize: 8})
+		b.Full(0, 1<<20)
+		b.Partial(1, 2<<20, []byte{0x81})
+		change(b)
+		table, err := b.Table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table
+	}
+	same := func(*image.Builder) {}
+	shaped := func(change func(*image.Table)) *image.Table { table := build(same); change(table); return table }
+	var log extent.Set[extent.FileBlock]
+	log.Add(extent.Range[extent.FileBlock]{Start: 3, End: 4})
+	for name, other := range map[string]*image.Table{
+		"format":       shaped(func(t *image.Table) { t.Format = image.VHDXFixed }),
+		"parent":       shaped(func(t *image.Table) { t.Parent[3] ^= 1 }),
+		"differencing": shaped(func(t *image.Table) { t.Differencing = true }),
+		"file size":    shaped(func(t *image.Table) { t.FileSize++ }),
+		"fixed":        shaped(func(t *image.Table) { t.Fixed = []image.FileRange{{Name: "more", Start: 0, End: 1}} }),
+		"place":        build(func(b *image.Builder) { b.Full(0, 3<<20) }),
+		"state":        build(func(b *image.Builder) { b.Zero(2) }),
+		"bits":         build(func(b *image.Builder) { b.Partial(1, 2<<20, []byte{0x83}) }),
+		"chunks":       build(func(b *image.Builder) { b.Chunks([]image.FileOffset{3 << 20}) }),
+		"replayed":     build(func(b *image.Builder) { b.Replayed(log) }),
+	} {
+		if other.Equal(build(same)) || build(same).Equal(other) {
+			t.Errorf("%s: equal", name)
+		}
+	}
+	if !build(same).Equal(build(same)) {
+		t.Error("not equal to itself")
+	}
+}
