@@ -24,17 +24,11 @@ func keepPresent(srv *fuse.Server) error {
 	if err != nil {
 		return err
 	}
-	fresh, made := pool.New, false
-	pool.New = func() any {
-		made = true
-		b := fresh()
-		touch(b)
-		return b
-	}
+	fresh := pool.New
+	pool.New = nil // an empty pool says so
 	// INIT was read into one already: whatever is in the pool is made present as well.
 	var taken []any
-	for !made {
-		b := pool.Get()
+	for b := pool.Get(); b != nil; b = pool.Get() {
 		touch(b)
 		taken = append(taken, b)
 	}
