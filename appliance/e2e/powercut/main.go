@@ -4,9 +4,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -48,7 +46,7 @@ func run(ctx context.Context) error {
 			return err
 		}
 	}
-	done, err := read(ledger)
+	done, err := stage.ReadLines[stage.Pull](ledger)
 	if err != nil {
 		return err
 	}
@@ -58,7 +56,7 @@ func run(ctx context.Context) error {
 		if err := pull(ctx, e, *cache, ledger, len(done), *cuts-len(done)); err != nil {
 			return err
 		}
-		if done, err = read(ledger); err != nil {
+		if done, err = stage.ReadLines[stage.Pull](ledger); err != nil {
 			return err
 		}
 	}
@@ -81,7 +79,7 @@ func pull(ctx context.Context, e *stage.Env, cache, ledger string, first, n int)
 	}
 	e.Binary = filepath.Join(e.Dir, "payload", "tree", "usr", "local", "bin", "vhdrelay")
 	report := stage.NewReport(e.Out)
-	plug := stage.Plug{Image: image, Payload: payload, First: first, Cuts: n, Done: func(p stage.Pull) error { return add(ledger, p) }}
+	plug := stage.Plug{Image: image, Payload: payload, First: first, Cuts: n, Done: func(p stage.Pull) error { return stage.AddLine(ledger, p) }}
 	if err := plug.Run(ctx, e, report); err != nil {
 		return fmt.Errorf("%w (seed %d; run it again to go on)", err, e.Seed)
 	}
@@ -92,46 +90,6 @@ func pull(ctx context.Context, e *stage.Env, cache, ledger string, first, n int)
 		return fmt.Errorf("%d failures, seed %d, the evidence is in %s", len(failures), e.Seed, e.Dir)
 	}
 	return nil
-}
-
-// read returns the cuts of a ledger; a last line that was cut off is no cut.
-func read(path string) ([]stage.Pull, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var done []stage.Pull
-	for in := bufio.NewReader(f); ; {
-		line, err := in.ReadBytes('\n')
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = nil
-			}
-			return done, err
-		}
-		var p stage.Pull
-		if err := json.Unmarshal(line, &p); err != nil {
-			return nil, fmt.Errorf("%s: %w: begin anew with -again", path, err)
-		}
-		done = append(done, p)
-	}
-}
-
-func add(path string, p stage.Pull) error {
-	line, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(line, '\n'))
-	return errors.Join(err, f.Close())
 }
 
 // summary prints what all cuts did; a failed one is an error.

@@ -12,11 +12,11 @@ import (
 // What was done stays done, half a line is no cut, and a failure is not forgotten by the next run.
 func TestLedger(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cuts.jsonl")
-	if done, err := read(path); err != nil || len(done) != 0 {
+	if done, err := stage.ReadLines[stage.Pull](path); err != nil || len(done) != 0 {
 		t.Fatalf("%v, %v", done, err)
 	}
 	for i := range 3 {
-		if err := add(path, stage.Pull{Cut: i, Blocks: 10, Suspect: int64(i) << 20}); err != nil {
+		if err := stage.AddLine(path, stage.Pull{Cut: i, Blocks: 10, Suspect: int64(i) << 20}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -28,7 +28,7 @@ func TestLedger(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	done, err := read(path)
+	done, err := stage.ReadLines[stage.Pull](path)
 	if err != nil || len(done) != 3 || done[2].Cut != 2 {
 		t.Fatalf("%+v, %v", done, err)
 	}
@@ -42,7 +42,7 @@ func TestLedger(t *testing.T) {
 	if err := os.WriteFile(path, []byte("no JSON\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := read(path); err == nil {
+	if _, err := stage.ReadLines[stage.Pull](path); err == nil {
 		t.Error("a ledger that is none is taken for one")
 	}
 }

@@ -55,20 +55,11 @@ type clients struct {
 
 // playClients seals only when it is asked to: what a point moved is then what its client did.
 func playClients(ctx context.Context, e *Env, r *Report, all bool) (err error) {
-	dir, err := e.fresh("clients")
+	appliance, _, end, err := e.appliance(ctx, "clients", rig.Options{Interval: time.Hour})
 	if err != nil {
 		return err
 	}
-	target, err := e.target(ctx, dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, target.Close()) }()
-	appliance, err := rig.New(rig.Options{Dir: dir, Binary: e.Binary, URL: target.URL, Key: target.Key, Interval: time.Hour})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, appliance.Close()) }()
+	defer func() { err = errors.Join(err, end()) }()
 	if err := appliance.Start(ctx); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func TestShortFormIsAHandful(t *testing.T) {
 
 func TestCrashesAddUpOverRuns(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "crashes.jsonl")
-	if all, err := readCrashed(path); err != nil || len(all) != 0 {
+	if all, err := ReadLines[Crashed](path); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}
 	for _, b := range []Crashed{
@@ -51,11 +51,11 @@ func TestCrashesAddUpOverRuns(t *testing.T) {
 		{Seed: 2, Kills: 3, Cuts: 4, Failure: "a wrong point"},
 		{Seed: 3, Kills: 9, Cuts: 11, Points: 50, Suspect: 7, Longest: 1},
 	} {
-		if err := addCrashed(path, b); err != nil {
+		if err := AddLine(path, b); err != nil {
 			t.Fatal(err)
 		}
 	}
-	all, err := readCrashed(path)
+	all, err := ReadLines[Crashed](path)
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%v, %v", all, err)
 	}
@@ -65,7 +65,7 @@ func TestCrashesAddUpOverRuns(t *testing.T) {
 	if err := os.WriteFile(path, []byte("rotten\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readCrashed(path); err == nil {
+	if _, err := ReadLines[Crashed](path); err == nil {
 		t.Error("a rotten ledger is read")
 	}
 }

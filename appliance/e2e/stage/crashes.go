@@ -1,12 +1,9 @@
 package stage
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -39,7 +36,7 @@ func Crashes(ctx context.Context, e *Env, r *Report) error {
 
 func crashes(ctx context.Context, e *Env, r *Report, n int) error {
 	ledger := filepath.Join(e.Dir, "crashes.jsonl")
-	done, err := readCrashed(ledger)
+	done, err := ReadLines[Crashed](ledger)
 	if err != nil {
 		return err
 	}
@@ -52,7 +49,7 @@ func crashes(ctx context.Context, e *Env, r *Report, n int) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := addCrashed(ledger, b); err != nil {
+		if err := AddLine(ledger, b); err != nil {
 			return err
 		}
 		if b.Failure != "" {
@@ -160,37 +157,4 @@ func total(all []Crashed) (sum Crashed) {
 		sum.Suspect, sum.Longest = max(sum.Suspect, b.Suspect), max(sum.Longest, b.Longest)
 	}
 	return sum
-}
-
-// readCrashed reads a ledger; none is an empty one.
-func readCrashed(path string) (all []Crashed, err error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	for in := bufio.NewScanner(f); in.Scan(); {
-		var b Crashed
-		if err := json.Unmarshal(in.Bytes(), &b); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		all = append(all, b)
-	}
-	return all, nil
-}
-
-func addCrashed(path string, b Crashed) error {
-	line, err := json.Marshal(b)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(line, '\n'))
-	return errors.Join(err, f.Close())
 }

@@ -59,20 +59,11 @@ type formatsPlan struct {
 }
 
 func playFormats(ctx context.Context, e *Env, r *Report, p formatsPlan) (err error) {
-	dir, err := e.fresh("formats")
+	appliance, target, end, err := e.appliance(ctx, "formats", rig.Options{ApplyInterval: 10 * time.Second})
 	if err != nil {
 		return err
 	}
-	target, err := e.target(ctx, dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, target.Close()) }()
-	appliance, err := rig.New(rig.Options{Dir: dir, Binary: e.Binary, URL: target.URL, Key: target.Key, ApplyInterval: 10 * time.Second})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, appliance.Close()) }()
+	defer func() { err = errors.Join(err, end()) }()
 	f := &formats{env: e, rig: appliance, report: r, rng: e.rng(11)}
 	if err := f.sparse(ctx, target, p); err != nil {
 		return fmt.Errorf("a disk with little data: %w", err)

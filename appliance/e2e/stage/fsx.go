@@ -33,20 +33,11 @@ func Fsx(ctx context.Context, e *Env, r *Report) error {
 func FsxSmall(ctx context.Context, e *Env, r *Report) error { return fsxRun(ctx, e, r, 6_000, 1_500) }
 
 func fsxRun(ctx context.Context, e *Env, r *Report, ops, every int) (err error) {
-	dir, err := e.fresh("fsx")
+	appliance, _, end, err := e.appliance(ctx, "fsx", rig.Options{})
 	if err != nil {
 		return err
 	}
-	target, err := e.target(ctx, dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, target.Close()) }()
-	appliance, err := rig.New(rig.Options{Dir: dir, Binary: e.Binary, URL: target.URL, Key: target.Key})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, appliance.Close()) }()
+	defer func() { err = errors.Join(err, end()) }()
 	for _, name := range fsxDisks {
 		if err := createDisk(ctx, filepath.Join(appliance.Source, fsxVM, name), fsxLeast); err != nil {
 			return err
@@ -55,7 +46,7 @@ func fsxRun(ctx context.Context, e *Env, r *Report, ops, every int) (err error) 
 	if err := appliance.Start(ctx); err != nil {
 		return err
 	}
-	x := &exerciser{env: e, rig: appliance, plain: filepath.Join(dir, "plain")}
+	x := &exerciser{env: e, rig: appliance, plain: filepath.Join(appliance.Dir, "plain")}
 	return x.run(ctx, r, ops, every)
 }
 

@@ -15,20 +15,10 @@ const mostPoints = 40
 // setup makes target, appliance and guest of a stage and runs the appliance. The returned function ends all of it. more
 // put other things into the store before the appliance sees it.
 func setup(ctx context.Context, e *Env, r *Report, name string, disks []disk, opts rig.Options, more ...func(*rig.Rig) error) (*guest, *rig.Target, func() error, error) {
-	dir, err := e.fresh(name)
+	appliance, target, end, err := e.appliance(ctx, name, opts)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	target, err := e.target(ctx, dir)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	opts.Dir, opts.Binary, opts.URL, opts.Key = dir, e.Binary, target.URL, target.Key
-	appliance, err := rig.New(opts)
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, target.Close())
-	}
-	end := func() error { return errors.Join(appliance.Close(), target.Close()) }
 	g, err := newGuest(ctx, e, r, appliance, disks)
 	for _, m := range more {
 		err = errors.Join(err, m(appliance))

@@ -169,6 +169,25 @@ func (e *Env) Clean() error {
 	return errors.Join(err, os.RemoveAll(e.Dir))
 }
 
+// appliance makes a stage's directory and target, and an appliance in them that has not been started. The returned function
+// ends both.
+func (e *Env) appliance(ctx context.Context, name string, opts rig.Options) (*rig.Rig, *rig.Target, func() error, error) {
+	dir, err := e.fresh(name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	target, err := e.target(ctx, dir)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	opts.Dir, opts.Binary, opts.URL, opts.Key = dir, e.Binary, target.URL, target.Key
+	a, err := rig.New(opts)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, target.Close())
+	}
+	return a, target, func() error { return errors.Join(a.Close(), target.Close()) }, nil
+}
+
 // target starts what the stage replicates to.
 func (e *Env) target(ctx context.Context, dir string) (*rig.Target, error) {
 	if !e.Azure {
