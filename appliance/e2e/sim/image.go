@@ -12,6 +12,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/sim/oracle"
 	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/durable/platter"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
@@ -138,14 +139,14 @@ func (m *Image) effect(c extent.Change, data []byte, t *oracle.Timeline, op *ora
 
 func (e edit) apply(b []byte) []byte {
 	if int64(len(b)) < e.size {
-		b = fit(b, int(e.size))
+		b = platter.Fit(b, int(e.size))
 	}
 	if e.data != nil {
 		copy(b[e.off:], e.data)
 	} else {
 		clear(b[e.off : e.off+e.n])
 	}
-	return fit(b, int(e.size))
+	return platter.Fit(b, int(e.size))
 }
 
 // ReadAt implements journal.File.
@@ -282,7 +283,7 @@ func torn(synced []byte, pending []edit, draw func(n int) int) []byte {
 			touched[at] = append(touched[at], e)
 		}
 	}
-	out := fit(bytes.Clone(synced), size)
+	out := platter.Fit(bytes.Clone(synced), size)
 	for _, at := range slices.Sorted(maps.Keys(touched)) {
 		p := make([]byte, page)
 		if from := int(at) * page; from < len(synced) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/journal/durable/platter"
 	"github.com/vhdrelay/vhdrelay/journal/kv/memory"
 )
 
@@ -74,7 +75,7 @@ func (w *world) changeOffline(h *host, vm string, img *Image, how int) {
 		}
 	case how == 1:
 		w.struck("resized while down")
-		content = fit(content, w.sizeOf(img.name, 1+w.draw(2*len(content))))
+		content = platter.Fit(content, w.sizeOf(img.name, 1+w.draw(2*len(content))))
 	case how == 2:
 		w.struck("reverted while down")
 		content = bytes.Clone(img.mu.first)

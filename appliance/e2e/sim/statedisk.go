@@ -74,17 +74,3 @@ func (d *stateDisk) after(l *life, cut bool, keep func() bool) *stateDisk {
 	})
 	return next
 }
-
-// fit makes b n bytes long, in place if it can; what it grows by is zeros.
-func fit(b []byte, n int) []byte {
-	old := len(b)
-	if n <= old {
-		return b[:n]
-	}
-	if n <= cap(b) {
-		b = b[:n]
-		clear(b[old:])
-		return b
-	}
-	return append(b, make([]byte, n-old)...)
-}

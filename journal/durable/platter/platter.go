@@ -60,8 +60,11 @@ func (d *Disk) begin(op, path string) error {
 	return nil
 }
 
-// enter takes the lock for a change.
-func (d *Disk) enter() error {
+// change is the beginning of an operation that changes something: without an error it has the lock.
+func (d *Disk) change(op, path string) error {
+	if err := d.begin(op, path); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	if d.hooks.Enter == nil {
 		return nil
@@ -122,10 +125,7 @@ func (d *Disk) findLocked(path string) *node {
 
 // MkdirAll implements durable.Tree.
 func (d *Disk) MkdirAll(path string) error {
-	if err := d.begin("mkdir", path); err != nil {
-		return err
-	}
-	if err := d.enter(); err != nil {
+	if err := d.change("mkdir", path); err != nil {
 		return err
 	}
 	defer d.mu.Unlock()
@@ -141,10 +141,7 @@ func (d *Disk) MkdirAll(path string) error {
 
 // Create implements durable.FS.
 func (d *Disk) Create(path string) (durable.File, error) {
-	if err := d.begin("create", path); err != nil {
-		return nil, err
-	}
-	if err := d.enter(); err != nil {
+	if err := d.change("create", path); err != nil {
 		return nil, err
 	}
 	defer d.mu.Unlock()
@@ -163,7 +160,7 @@ func (d *Disk) Create(path string) (durable.File, error) {
 
 func (d *Disk) resizeLocked(path string, n *node, size int64) {
 	old := int64(len(n.data))
-	n.data = fit(n.data, int(size))
+	n.data = Fit(n.data, int(size))
 	for at := min(old, size) / page; at*page < max(old, size); at++ {
 		n.dirty[int(at)] = true
 	}
@@ -172,10 +169,7 @@ func (d *Disk) resizeLocked(path string, n *node, size int64) {
 
 // Rename implements durable.FS.
 func (d *Disk) Rename(from, to string) error {
-	if err := d.begin("rename", to); err != nil {
-		return err
-	}
-	if err := d.enter(); err != nil {
+	if err := d.change("rename", to); err != nil {
 		return err
 	}
 	defer d.mu.Unlock()
@@ -193,10 +187,7 @@ func (d *Disk) Rename(from, to string) error {
 
 // Remove implements durable.FS.
 func (d *Disk) Remove(path string) error {
-	if err := d.begin("remove", path); err != nil {
-		return err
-	}
-	if err := d.enter(); err != nil {
+	if err := d.change("remove", path); err != nil {
 		return err
 	}
 	defer d.mu.Unlock()
@@ -214,10 +205,7 @@ func (d *Disk) Remove(path string) error {
 
 // SyncDir implements durable.FS.
 func (d *Disk) SyncDir(path string) error {
-	if err := d.begin("syncdir", path); err != nil {
-		return err
-	}
-	if err := d.enter(); err != nil {
+	if err := d.change("syncdir", path); err != nil {
 		return err
 	}
 	defer d.mu.Unlock()
@@ -306,10 +294,7 @@ func (h *handle) Write(data []byte) (int, error) {
 }
 
 func (h *handle) WriteAt(data []byte, off int64) (int, error) {
-	if err := h.d.begin("write", h.path); err != nil {
-		return 0, err
-	}
-	if err := h.d.enter(); err != nil {
+	if err := h.d.change("write", h.path); err != nil {
 		return 0, err
 	}
 	defer h.d.mu.Unlock()
@@ -337,10 +322,7 @@ func (h *handle) ReadAt(data []byte, off int64) (int, error) {
 }
 
 func (h *handle) Truncate(size int64) error {
-	if err := h.d.begin("truncate", h.path); err != nil {
-		return err
-	}
-	if err := h.d.enter(); err != nil {
+	if err := h.d.change("truncate", h.path); err != nil {
 		return err
 	}
 	defer h.d.mu.Unlock()
@@ -351,15 +333,12 @@ func (h *handle) Truncate(size int64) error {
 func (h *handle) Sync() error { return h.Datasync() }
 
 func (h *handle) Datasync() error {
-	if err := h.d.begin("sync", h.path); err != nil {
-		return err
-	}
-	if err := h.d.enter(); err != nil {
+	if err := h.d.change("sync", h.path); err != nil {
 		return err
 	}
 	defer h.d.mu.Unlock()
 	n := h.n
-	n.synced = fit(n.synced, len(n.data))
+	n.synced = Fit(n.synced, len(n.data))
 	for at := range n.dirty {
 		if at*page < len(n.data) {
 			copy(n.synced[at*page:], n.data[at*page:min(len(n.data), (at+1)*page)])
@@ -378,8 +357,8 @@ func (h *handle) Size() (int64, error) {
 
 func (h *handle) Close() error { return h.d.begin("close", h.path) }
 
-// fit makes b n bytes long, in place if it can; what it grows by is zeros.
-func fit(b []byte, n int) []byte {
+// Fit makes b n bytes long, in place if it can; what it grows by is zeros.
+func Fit(b []byte, n int) []byte {
 	old := len(b)
 	if n <= old {
 		return b[:n]
@@ -461,7 +440,7 @@ func (n *node) cut(keep func() bool) *node {
 	if !n.dir {
 		after.data = bytes.Clone(n.synced)
 		if len(n.data) != len(n.synced) && keep() {
-			after.data = fit(after.data, len(n.data))
+			after.data = Fit(after.data, len(n.data))
 		}
 		for _, at := range slices.Sorted(maps.Keys(n.dirty)) {
 			if from := at * page; from < min(len(n.data), len(after.data)) && keep() {
