@@ -41,9 +41,7 @@ func (l *VHDLayer) Change(rnd *rand.Rand) {
 	case 2:
 		l.Move(block)
 	default:
-		data := bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n))
-		l.Write(off, data)
-		copy(l.Model[off:], data)
+		l.Put(off, bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n)))
 	}
 }
 
@@ -98,9 +96,7 @@ func (l *VHDXLayer) Change(rnd *rand.Rand) {
 		if state, _ := l.Get(block); state >= 1 && state <= 3 {
 			clear(l.Model[start:end])
 		}
-		data := bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n))
-		l.Write(off, data)
-		copy(l.Model[off:], data)
+		l.Put(off, bytes.Repeat([]byte{byte(rnd.IntN(255) + 1)}, int(n)))
 	}
 }
 
