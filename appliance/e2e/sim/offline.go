@@ -116,7 +116,8 @@ func (w *world) stepLost(s Step) error {
 	}
 	if what != 3 {
 		w.struck("spool and tables lost")
-		next.tree, next.saved, next.beats = newStateDisk(next.tree.life), "", nil
+		next.tree, next.saved = newStateDisk(next.tree.life), ""
+		next.beats.set(nil)
 	}
 	w.noteLost("the state directory was lost", func(manifest) bool { return true })
 	return w.boot(next)

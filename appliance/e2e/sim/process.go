@@ -34,7 +34,33 @@ type host struct {
 	boot    journal.Boot
 	lines   map[string]*oracle.Timeline // by VM
 	saved   string                      // real directory of saved blocks and the heartbeat; "": none
-	beats   []beat                      // of the heartbeat file, which is never synced
+	beats   beatLog                     // of the heartbeat file, which is never synced
+}
+
+// beatLog is what a file held, the last at the end. A process writes it, also while what it leaves is taken.
+type beatLog struct {
+	mu struct {
+		sync.Mutex
+		all []beat
+	}
+}
+
+func (l *beatLog) add(b beat) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.all = append(l.mu.all, b)
+}
+
+func (l *beatLog) list() []beat {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.mu.all)
+}
+
+func (l *beatLog) set(all []beat) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.all = all
 }
 
 // beat is what the heartbeat file held.
@@ -324,21 +350,22 @@ const heartbeatFile = "heartbeat"
 // noteBeat keeps what the heartbeat file holds, for a power cut.
 func (h *host) noteBeat() {
 	if text, err := os.ReadFile(filepath.Join(h.saved, heartbeatFile)); err == nil && h.saved != "" {
-		h.beats = append(h.beats, beat{time.Now(), text})
+		h.beats.add(beat{time.Now(), text})
 	}
 }
 
 // tornBeat puts a content that the heartbeat file had within the time that the kernel takes to write it back.
 func (h *host) tornBeat(draw func(n int) int) error {
 	const lag = 2 * time.Minute
-	i := len(h.beats) - 1
-	for i > 0 && time.Since(h.beats[i].at) < lag && draw(3) > 0 {
+	beats := h.beats.list()
+	i := len(beats) - 1
+	for i > 0 && time.Since(beats[i].at) < lag && draw(3) > 0 {
 		i--
 	}
 	if i < 0 || h.saved == "" {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(h.saved, heartbeatFile), h.beats[i].text, 0o600)
+	return os.WriteFile(filepath.Join(h.saved, heartbeatFile), beats[i].text, 0o600)
 }
 
 // bury waits for the goroutines of a process that is over, after its storage was copied.
@@ -372,7 +399,8 @@ func (p *process) stop() error {
 // remains is the host as the next process finds it.
 func (p *process) remains(cut bool) *host {
 	h, l, w := p.h, newLife(), p.w
-	next := &host{order: h.order, machine: h.machine, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved, beats: h.beats}
+	next := &host{order: h.order, machine: h.machine, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved}
+	next.beats.set(h.beats.list())
 	next.store = h.store.Crash()
 	next.tree = h.tree.after(l, cut, func() bool { return w.draw(2) == 0 })
 	if cut {
