@@ -49,9 +49,15 @@ torture: ## random histories with faults for DURATION (10m) from SEED (1) on; re
 FUZZDIRS ?= fs journal shipper resync appliance
 FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' $(FUZZDIRS) | sort
 
+# When the time of a fuzzer is over, Go before 1.27 takes its own deadline for a failure now and then (go.dev/issue/75804), without
+# an input that fails: that is no verdict, and the fuzzer runs once more.
 fuzz: ## every fuzzer below FUZZDIRS (all) for FUZZTIME (10s)
-	@set -e; $(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
-		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),10s) ./$$dir; done
+	@set -e; said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
+	one() { $(GO) test -run '^$$' -fuzz "^$$2\$$" -fuzztime $(or $(FUZZTIME),10s) "./$$1" > "$$said" 2>&1; }; \
+	undecided() { grep -q '^    context deadline exceeded$$' "$$said" && ! grep -q 'Failing input' "$$said"; }; \
+	$(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
+		if ! one $$dir $$name && undecided; then cat "$$said"; echo "$$name: once more (go.dev/issue/75804)"; one $$dir $$name || true; fi; \
+		cat "$$said"; grep -q '^ok' "$$said"; done
 
 mutants: tools ## breaks rules of the data path, one at a time, and expects a test to notice; resumable
 	@$(GO) run ./appliance/e2e/mutants
