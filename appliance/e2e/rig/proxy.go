@@ -162,10 +162,11 @@ func (p *Proxy) copy(to, from net.Conn, count *atomic.Int64, done chan<- struct{
 			if !p.pass() {
 				return
 			}
-			if _, err := to.Write(buf[:n]); err != nil {
+			count.Add(int64(n)) // before: who has the bytes finds them counted
+			if sent, err := to.Write(buf[:n]); err != nil {
+				count.Add(int64(sent - n))
 				return
 			}
-			count.Add(int64(n))
 		}
 		if err != nil {
 			if tcp, ok := to.(*net.TCPConn); ok && err == io.EOF {
