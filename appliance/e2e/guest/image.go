@@ -19,10 +19,20 @@ var recipe string
 // Image is a guest that can be booted.
 type Image struct{ Root, Kernel, Initrd string }
 
-// Cached returns the guest's image below cache; if there is none of this recipe it is made, which takes minutes and a
-// Debian mirror (MIRROR in the environment names another than debootstrap's own).
+// Cached returns the guest's image below cache, with Debian's stock kernel (6.1). If there is none of this recipe it is made,
+// which takes minutes and a Debian mirror (MIRROR in the environment names another than debootstrap's own).
 func Cached(ctx context.Context, cache string, out io.Writer) (Image, error) {
-	sum := sha256.Sum256([]byte(recipe))
+	return cached(ctx, cache, out, "")
+}
+
+// CachedBackports is Cached with the kernel of bookworm-backports, which can send again what a dead process did not answer
+// (6.9).
+func CachedBackports(ctx context.Context, cache string, out io.Writer) (Image, error) {
+	return cached(ctx, cache, out, "bookworm-backports")
+}
+
+func cached(ctx context.Context, cache string, out io.Writer, suite string) (Image, error) {
+	sum := sha256.Sum256([]byte(recipe + suite))
 	dir, err := filepath.Abs(filepath.Join(cache, "guest-"+hex.EncodeToString(sum[:6])))
 	if err != nil {
 		return Image{}, err
@@ -32,7 +42,7 @@ func Cached(ctx context.Context, cache string, out io.Writer) (Image, error) {
 		return im, nil
 	}
 	fmt.Fprintf(out, "making the guest's root disk in %s\n", dir)
-	cmd := exec.CommandContext(ctx, "sh", "-s", dir)
+	cmd := exec.CommandContext(ctx, "sh", "-s", dir, suite)
 	cmd.Stdin = strings.NewReader(recipe)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return Image{}, fmt.Errorf("the guest's root disk: %w\n%s\nsee %s", err, text, filepath.Join(dir, "debootstrap.log"))

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Makes the guest's root disk: Debian 12, its cloud kernel, systemd and what boots and serves; nothing of ours but the unit
-# that starts the agent. Usage: image.sh DIRECTORY. Leaves root.img, vmlinuz and initrd.img there; needs root.
+# that starts the agent. Usage: image.sh DIRECTORY [SUITE]: the kernel is SUITE's if that is given (bookworm-backports). Leaves
+# root.img, vmlinuz and initrd.img there; needs root.
 set -eu
 dir=$1
+suite=${2:-}
 root=$dir/root
 mkdir -p "$dir"
 rm -rf "$root"
@@ -19,7 +21,12 @@ cat >"$root/etc/initramfs-tools/modules" <<-END
 END
 sed -i 's/^MODULES=.*/MODULES=list/' "$root/etc/initramfs-tools/initramfs.conf"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends linux-image-cloud-amd64 >>"$dir/debootstrap.log" 2>&1
+if [ -n "$suite" ]; then
+	echo "deb ${MIRROR:-http://deb.debian.org/debian} $suite main" >"$root/etc/apt/sources.list.d/$suite.list"
+	chroot "$root" apt-get update -qq >>"$dir/debootstrap.log" 2>&1
+fi
+chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ${suite:+-t "$suite"} linux-image-cloud-amd64 \
+	>>"$dir/debootstrap.log" 2>&1
 
 echo guest >"$root/etc/hostname"
 printf '127.0.0.1 localhost guest\n' >"$root/etc/hosts"
