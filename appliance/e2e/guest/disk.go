@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // Disk is a raw file served to qemu over the network block device protocol, with a volatile write cache: what was not
@@ -60,13 +61,23 @@ func (d *Disk) serve() {
 		if err != nil {
 			return // closed
 		}
-		if err := d.client(conn); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed) {
+		if err := d.client(conn); err != nil && !hungUp(err) {
 			d.mu.Lock()
 			d.mu.err = err
 			d.mu.Unlock()
 		}
 		_ = conn.Close()
 	}
+}
+
+// hungUp says whether an error is only that the client is no more, at whatever point: it may die with an answer unread.
+func hungUp(err error) bool {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close writes what is cached, for a guest that was shut down, and ends the service. Its client must have ended.
