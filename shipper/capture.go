@@ -36,6 +36,9 @@ func (v *VM) captureStep(ctx context.Context) error {
 		return err
 	}
 	disks := v.disksIn(StageComplete)
+	for _, d := range disks {
+		d.owe(extent.Set[extent.FileBlock]{}) // no epoch is under way
+	}
 	if len(disks) == 0 || v.matching() {
 		return nil
 	}

@@ -36,9 +36,10 @@ type disk struct {
 		info       image.Info
 		infoErr    error
 		table      *checksum.Table
-		blocks     blockTable  // as the record names it
-		next       blockTable  // written, and perhaps to be named
-		forgotten  []DiskRange // while there is no table: unknown as soon as there is one
+		blocks     blockTable                   // as the record names it
+		next       blockTable                   // written, and perhaps to be named
+		forgotten  []DiskRange                  // while there is no table: unknown as soon as there is one
+		owed       extent.Set[extent.FileBlock] // see owe
 	}
 }
 
@@ -74,7 +75,8 @@ func (d *disk) closeTable() error {
 
 // forget makes the entries of blocks durably unknown: their activity records are
 // about to go. It refuses blocks that the image grew by since the last capture:
-// the table learns of them as zeros when it grows, which would undo it.
+// the table learns of them as zeros when it grows, which would undo it. The same
+// goes for what a capture left out of a translated disk's growth.
 func (d *disk) forget(file []FileRange) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,11 +91,22 @@ func (d *disk) forget(file []FileRange) error {
 		}
 	}
 	ranges := blockRanges(layout, file)
+	if owed := extent.Of(file...).Intersect(d.mu.owed); !owed.Empty() {
+		return fmt.Errorf("disk %s: block %d has no entry yet: the disk grew by it", d.src.Name(), owed.Ranges()[0].Start)
+	}
 	if d.mu.table == nil {
 		d.mu.forgotten = append(d.mu.forgotten, ranges...)
 		return nil
 	}
 	return d.mu.table.Forget(clipped(ranges, d.mu.table.Blocks())...)
+}
+
+// owe notes blocks of the file that only the change set tells of until the epoch
+// under way has given their blocks of the disk an entry.
+func (d *disk) owe(file extent.Set[extent.FileBlock]) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.owed = file
 }
 
 // clipped cuts ranges to a table; blocks beyond it have no entry to be wrong.

@@ -23,6 +23,8 @@ type translation struct {
 	number uint64         // of the block table that the epoch leaves behind
 	due    extent.Set[extent.DiskBlock]
 	moved  extent.Set[extent.DiskBlock] // of them, what only the comparison of tables tells of
+
+	changes extent.Set[extent.FileBlock] // written in the epoch
 }
 
 // translate reads the block tables of the translated disks as of the seal, all of
@@ -66,9 +68,9 @@ func (c *capture) translate(disks []*disk) error {
 // unknown entry.
 func (tr *translation) look() {
 	t, table := tr.image.Table, tr.disk.table()
-	var changes []FileRange
+	tr.changes = extent.Set[extent.FileBlock]{}
 	for r := range tr.view.List(0) {
-		changes = append(changes, r)
+		tr.changes.Add(r)
 	}
 	tr.moved = extent.Of(t.Disk())
 	if prev := tr.disk.previous(); prev != nil {
@@ -79,7 +81,7 @@ func (tr *translation) look() {
 		unknown = append(unknown, r)
 	}
 	tr.moved = tr.moved.Union(extent.Of(unknown...))
-	tr.due = tr.moved.Union(t.DiskBlocks(extent.Of(changes...)))
+	tr.due = tr.moved.Union(t.DiskBlocks(tr.changes))
 }
 
 // data are the blocks of the list that are read from the file; the others are zeros.
@@ -99,26 +101,42 @@ func (tr *translation) data() extent.Set[extent.DiskBlock] {
 // tells of goes back there, and what only the tables tell of becomes unknown: it is
 // in no change set, and the table that tells of it is about to go.
 //
-// Blocks that the checksum table has no entry for stay: they become known zeros with
-// this epoch, and nothing could say otherwise.
+// What the disk grew by has no entry that could become unknown: with this epoch its
+// blocks become known zeros. So of them only those are left out that the change set
+// goes on telling of.
 func (c *capture) cutTranslated(tr *translation) error {
 	t, table := tr.image.Table, tr.disk.table()
 	data := tr.data()
 	grown := data.Intersect(extent.Of(DiskRange{Start: table.Blocks(), End: max(table.Blocks(), t.Disk().End)}))
-	kept, next, left := keepFrom(data.Subtract(grown).Ranges(), tr.disk.cutFromDisk, c.room)
-	tr.disk.cutFromDisk, c.room = next, max(0, left-grown.Blocks())
-	rest := data.Subtract(grown).Subtract(kept)
+	stay := grown.Subtract(t.DiskBlocks(tr.changes))
+	kept, next, left := keepFrom(data.Subtract(stay).Ranges(), tr.disk.cutFromDisk, max(0, c.room-stay.Blocks()))
+	tr.disk.cutFromDisk, c.room = next, left
+	rest, back, shared := tr.leaveOut(data.Subtract(stay).Subtract(kept), grown)
 	tr.due = tr.due.Subtract(rest)
-	// What shares a block of the file with something that is read cannot leave the list.
-	back := t.DataBlocks(rest)
-	shared := back.Intersect(t.DataBlocks(tr.due))
-	if unknown := tr.moved.Union(t.DiskBlocks(shared)).Intersect(rest); !unknown.Empty() {
+	if unknown := tr.moved.Union(t.DiskBlocks(shared)).Intersect(rest).Subtract(grown); !unknown.Empty() {
 		if err := table.Forget(unknown.Ranges()...); err != nil {
 			return fmt.Errorf("disk %s: what does not fit becomes unknown: %w", tr.disk.src.Name(), err)
 		}
 	}
-	c.epoch.Return(tr.disk.src.ID(), back.Subtract(shared).Ranges()...)
+	tr.disk.owe(t.DataBlocks(rest.Intersect(grown)))
+	c.epoch.Return(tr.disk.src.ID(), back.Ranges()...)
 	return nil
+}
+
+// leaveOut is what of rest may be left out, the blocks of the file that go back with
+// it, and those that would and cannot: they hold some of what is read.
+func (tr *translation) leaveOut(rest, grown extent.Set[extent.DiskBlock]) (out extent.Set[extent.DiskBlock], back, shared extent.Set[extent.FileBlock]) {
+	t := tr.image.Table
+	for {
+		all := t.DataBlocks(rest)
+		shared = all.Intersect(t.DataBlocks(tr.due.Subtract(rest)))
+		back = all.Subtract(shared)
+		untold := rest.Intersect(grown).Subtract(t.DiskBlocks(tr.changes.Intersect(back)))
+		if untold.Empty() {
+			return rest, back, shared
+		}
+		rest = rest.Subtract(untold)
+	}
 }
 
 // narrow fixes the capture lists: what is read from here on, and nothing else.
