@@ -75,18 +75,3 @@ func TestJobArguments(t *testing.T) {
 		}
 	}
 }
-
-func TestQMPReplies(t *testing.T) {
-	for text, want := range map[string]string{
-		"{\"return\": {}}\n":                               "",
-		"{\"event\": \"X\"}\n{\"return\": {}}\n":           "",
-		"{\"error\": {\"class\": \"c\", \"desc\": \"d\"}}": "d",
-		"no JSON\n": "invalid character",
-		"":          "the connection ended",
-	} {
-		err := qmpReply(lines(text))
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: %v, want %q", text, err, want)
-		}
-	}
-}

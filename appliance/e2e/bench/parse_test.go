@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
-
-func lines(text string) *bufio.Scanner { return bufio.NewScanner(strings.NewReader(text)) }
 
 func TestParseTraffic(t *testing.T) {
 	got, err := parseTraffic("  1 2 3 4 5 6 2048 8 9 10 11 12 13 14 15 7 17\n")

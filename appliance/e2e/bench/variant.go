@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,66 +163,9 @@ func (b *bench) qemuVariant(size int64) (*variant, error) {
 
 // addBitmap enables a dirty bitmap on the exported node, with the granularity of our blocks.
 func (b *bench) addBitmap(socket string) error {
-	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
-	defer cancel()
-	conn, err := dialUnix(ctx, socket)
+	m, err := rig.DialMonitor(b.ctx, socket)
 	if err != nil {
 		return fmt.Errorf("qemu-storage-daemon: %w", err)
 	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return err
-	}
-	replies := bufio.NewScanner(conn)
-	replies.Scan() // the greeting
-	for _, command := range []string{
-		`{"execute":"qmp_capabilities"}`,
-		`{"execute":"block-dirty-bitmap-add","arguments":{"node":"d","name":"b","granularity":4096}}`,
-	} {
-		if _, err := fmt.Fprintln(conn, command); err != nil {
-			return err
-		}
-		if err := qmpReply(replies); err != nil {
-			return fmt.Errorf("%s: %w", command, err)
-		}
-	}
-	return nil
-}
-
-// dialUnix waits for a socket that a program just started will listen on.
-func dialUnix(ctx context.Context, socket string) (net.Conn, error) {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		conn, err := net.Dial("unix", socket)
-		if err == nil {
-			return conn, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-tick.C:
-		}
-	}
-}
-
-// qmpReply reads up to the answer of a command; events come in between.
-func qmpReply(replies *bufio.Scanner) error {
-	for replies.Scan() {
-		var reply struct {
-			Return json.RawMessage
-			Error  *struct{ Desc string }
-		}
-		if err := json.Unmarshal(replies.Bytes(), &reply); err != nil {
-			return err
-		}
-		if reply.Error != nil {
-			return errors.New(reply.Error.Desc)
-		}
-		if reply.Return != nil {
-			return nil
-		}
-	}
-	return errors.Join(replies.Err(), errors.New("the connection ended"))
+	return errors.Join(m.Do("block-dirty-bitmap-add", map[string]any{"node": "d", "name": "b", "granularity": 4096}), m.Close())
 }
