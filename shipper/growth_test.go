@@ -59,7 +59,7 @@ func TestI4_MovedIntoTheGrowthIsNotCut(t *testing.T) {
 			}
 		})
 		r.quota = 2 * mib
-		if m := r.capture(); m.Closed || m.Disks[0].Segment.ChangedBytes < 6*mib { // half of it zeros
+		if m := r.capture(); m.Closed || m.Disks[0].Segment.ChangedBytes < 5*mib { // almost all of it changed, half to zeros
 			t.Errorf("closed %v, %d captured", m.Closed, m.Disks[0].Segment.ChangedBytes)
 		}
 		r.quota = 64 * mib
