@@ -47,7 +47,6 @@ func (a *Appliance) serveBare(ctx context.Context, cause error) error {
 		return err
 	}
 	a.notify = notify
-	a.log.Error("disks are served untracked, nothing is replicated", "code", codeState, "cause", cause, "action", actionOf(cause))
 	signal.Ignore(syscall.SIGHUP) // the config is read at the restart
 	defer signal.Reset(syscall.SIGHUP)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -60,6 +59,7 @@ func (a *Appliance) serveBare(ctx context.Context, cause error) error {
 		s.volumes = marks[i]
 	}
 	if err = a.mountAll(); err == nil {
+		a.log.Error("disks are served untracked, nothing is replicated", "code", codeState, "cause", cause, "action", actionOf(cause))
 		for _, s := range a.stores {
 			g.Go(func() error { return s.watch(run) })
 		}

@@ -70,9 +70,9 @@ func mountError(conf config.Store, err error) error {
 	e := &control.Error{Exit: control.ExitFailed, Err: err, Message: fmt.Sprintf("store %s: %v", conf.Name, err)}
 	switch {
 	case errors.Is(err, fs.ErrNewer):
-		e.Code, e.Action = "mount-newer", "start the newer vhdrelay again: guests wait for it. Or stop the virtual machines, then: systemctl stop vhdrelay; umount "+conf.Mount+"; and start this one"
+		e.Exit, e.Code, e.Action = control.ExitRefused, "mount-newer", "install the newer vhdrelay again and start it: guests wait for it. Or stop the virtual machines, then: systemctl stop vhdrelay; umount "+conf.Mount+"; and start this one"
 	case errors.Is(err, fs.ErrOther):
-		e.Code, e.Action = "mount-other", "undo the change of the store in the config while images are open: guests wait. Or stop the virtual machines, then: systemctl stop vhdrelay, and start it"
+		e.Exit, e.Code, e.Action = control.ExitRefused, "mount-other", "undo the change of the store in the config while images are open: guests wait. Or stop the virtual machines, then: systemctl stop vhdrelay, and start it"
 	case errors.Is(err, fs.ErrDamaged):
 		e.Code, e.Action = "mount-damaged", "report it with the log. Guests have to be started anew: systemctl stop vhdrelay, and start it"
 	case errors.Is(err, fs.ErrNested):

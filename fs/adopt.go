@@ -28,6 +28,7 @@ func adopt(opts Options, c *Connection) (*Server, error) {
 		err = s.fill()
 	}
 	if err == nil {
+		s.ledger.raise()
 		err = connect(c.Device, num)
 	}
 	if err == nil {

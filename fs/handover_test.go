@@ -182,6 +182,23 @@ func TestWritesSurviveTheProcess(t *testing.T) {
 	w.finish()
 }
 
+// TestOlderLedgerIsRaised: whoever takes over an older program's ledger makes it one of its own version, which the older one
+// refuses then.
+func TestOlderLedgerIsRaised(t *testing.T) {
+	k := newKeeper(t)
+	k.image("a.raw", 4096)
+	k.start()
+	k.kill()
+	version := make([]byte, 4)
+	if _, err := k.conn.State.WriteAt(version, versionAt); err != nil {
+		t.Fatal(err)
+	}
+	k.start()
+	if _, err := k.conn.State.ReadAt(version, versionAt); err != nil || binary.LittleEndian.Uint32(version) != ledgerVersion {
+		t.Errorf("%v, %v", version, err)
+	}
+}
+
 func kills() int {
 	if testing.Short() {
 		return 3

@@ -22,11 +22,13 @@ import (
 //	16 KiB   requests: maxActs records of 64 bytes
 //	80 KiB   inodes: maxSlots records of 64 bytes; never touched, they take no memory
 //
-// Never change a field's meaning: give it a new version.
+// Never change a field's meaning: give it a new version. A program reads all versions up to its own and, when it takes over,
+// makes the ledger one of its own.
 const (
 	ledgerMagic   = "vhdrelay"
 	ledgerVersion = 1
 	headerSize    = 16 << 10
+	versionAt     = 8
 	factsAt       = 20
 	maxActs       = 1024
 	maxSlots      = 1 << 20
@@ -163,6 +165,12 @@ func (l *ledger) write(have facts) error {
 	return nil
 }
 
+// raise makes the ledger one of this program's version: an older program takes it over no more. One that is killed here has
+// raised it or not; the records are the same in both.
+func (l *ledger) raise() {
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&l.mem[versionAt])), ledgerVersion)
+}
+
 func encodeHeader(have facts, version uint32) ([]byte, error) {
 	text, err := json.Marshal(have)
 	if err != nil {
@@ -172,7 +180,7 @@ func encodeHeader(have facts, version uint32) ([]byte, error) {
 		return nil, fmt.Errorf("facts of the mount: %d bytes are too many", len(text))
 	}
 	head := append([]byte(ledgerMagic), make([]byte, factsAt-len(ledgerMagic))...)
-	binary.LittleEndian.PutUint32(head[8:], version)
+	binary.LittleEndian.PutUint32(head[versionAt:], version)
 	binary.LittleEndian.PutUint32(head[12:], uint32(len(text)))
 	binary.LittleEndian.PutUint32(head[16:], crc32.ChecksumIEEE(text))
 	return append(head, text...), nil
@@ -182,7 +190,7 @@ func decodeHeader(head []byte) (have facts, err error) {
 	if len(head) < factsAt || string(head[:8]) != ledgerMagic {
 		return have, fmt.Errorf("%w: it has another magic", ErrDamaged)
 	}
-	if v := binary.LittleEndian.Uint32(head[8:]); v > ledgerVersion {
+	if v := binary.LittleEndian.Uint32(head[versionAt:]); v > ledgerVersion {
 		return have, fmt.Errorf("version %d, known are those up to %d: %w", v, ledgerVersion, ErrNewer)
 	}
 	size := int(binary.LittleEndian.Uint32(head[12:]))

@@ -41,6 +41,21 @@ var (
 	ErrNotFound = errors.New("journal: not found")
 )
 
+// newerError is ErrNewer, with the store's version.
+type newerError int
+
+func (e newerError) Error() string {
+	return fmt.Sprintf("%v: it has %d, this program knows up to %d", ErrNewer, int(e), formatCurrent)
+}
+
+// Is makes it ErrNewer.
+func (e newerError) Is(target error) bool { return target == ErrNewer }
+
+// ErrorAction is what to do next.
+func (e newerError) ErrorAction() string {
+	return "install the newer vhdrelay again and start it; disks that were written meanwhile are compared whole, nothing is sent that the target has"
+}
+
 // CodeSlow is the stable code of a store that is given up because it takes too long.
 const CodeSlow = "state-disk-slow"
 

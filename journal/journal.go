@@ -108,19 +108,24 @@ func (o *Options) defaults() {
 
 // climb brings the store to the current rung of the ladder (R1).
 func (j *Journal) climb() error {
+	current := strconv.Itoa(formatCurrent)
 	raw, err := j.store.Get([]byte(keyVersion))
-	if isNotFound(err) {
-		var b kv.Batch
-		b.Put([]byte(keyVersion), []byte(strconv.Itoa(formatCurrent)))
-		if err := j.store.Apply(&b); err != nil {
-			return fmt.Errorf("write journal version: %w", err)
-		}
-		return nil
-	}
-	if err != nil {
+	switch {
+	case err != nil && !isNotFound(err):
 		return fmt.Errorf("read journal version: %w", err)
+	case err == nil && string(raw) == current:
+		return nil
+	case err == nil:
+		if err := checkVersion(raw); err != nil {
+			return err
+		}
 	}
-	return checkVersion(raw)
+	var b kv.Batch
+	b.Put([]byte(keyVersion), []byte(current))
+	if err := j.store.Apply(&b); err != nil {
+		return fmt.Errorf("write journal version: %w", err)
+	}
+	return nil
 }
 
 func checkVersion(raw []byte) error {
@@ -129,7 +134,7 @@ func checkVersion(raw []byte) error {
 	case err != nil || v < formatFirst:
 		return fmt.Errorf("%w: version %q", ErrFormat, raw)
 	case v > formatCurrent:
-		return fmt.Errorf("%w: it has %d, this program knows up to %d", ErrNewer, v, formatCurrent)
+		return newerError(v)
 	}
 	return nil
 }

@@ -25,8 +25,12 @@ func TestR1_NewerStoreIsRefusedUntouched(t *testing.T) {
 		if err := s.Apply(&b); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(s, Options{}); !errors.Is(err, want) {
+		_, err := Open(s, Options{})
+		if !errors.Is(err, want) {
 			t.Errorf("version %q: %v", raw, err)
+		}
+		if advised, ok := errors.AsType[newerError](err); ok != (want == ErrNewer) || ok && advised.ErrorAction() == "" {
+			t.Errorf("version %q: nothing to do: %v", raw, err)
 		}
 		if err := Check(s); !errors.Is(err, want) {
 			t.Errorf("check of version %q: %v", raw, err)

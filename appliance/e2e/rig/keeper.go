@@ -72,13 +72,26 @@ func (k *keeper) run(args []string) (code int, err error) {
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		select {
-		case <-ended:
+		case err := <-ended:
+			if err := k.note(exitCode(err)); err != nil {
+				return 1, err
+			}
 			time.Sleep(restartPause)
 		case <-stop:
 			_ = cmd.Process.Signal(unix.SIGTERM)
 			return exitCode(<-ended), nil
 		}
 	}
+}
+
+// note keeps how a process ended: a line each.
+func (k *keeper) note(code int) error {
+	f, err := os.OpenFile(filepath.Join(k.dir, "exits"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, code)
+	return errors.Join(err, f.Close())
 }
 
 func exitCode(err error) int {
@@ -183,8 +196,47 @@ func (r *Rig) keep() (env []string, err error) {
 	}
 	_ = os.Remove(filepath.Join(dir, "stopping"))
 	_ = os.Remove(filepath.Join(dir, "pid"))
+	if err := r.Install(r.Binary); err != nil {
+		return nil, err
+	}
 	script := "#!/bin/sh\nfor unit; do :; done\nif test -e " + filepath.Join(dir, "stopping") + "; then echo 7 $unit stop running; else echo 7 $unit restart running; fi\n"
 	return []string{keeperEnv + "=" + dir}, os.WriteFile(filepath.Join(dir, "bin", "systemctl"), []byte(script), 0o700)
+}
+
+// installed is where a keeper finds the appliance.
+func (r *Rig) installed() string { return filepath.Join(r.Dir, "keeper", "vhdrelay") }
+
+// Install puts another appliance in place of the one that runs, as an upgrade does: the keeper's next start, and every command
+// from now on, is of that one.
+func (r *Rig) Install(binary string) error {
+	r.Binary = binary
+	_ = os.Remove(r.installed() + ".new")
+	if err := os.Symlink(binary, r.installed()+".new"); err != nil {
+		return err
+	}
+	return os.Rename(r.installed()+".new", r.installed())
+}
+
+// Exits are the codes with which processes ended that a keeper followed up, the newest last; 1 stands for a signal's.
+func (r *Rig) Exits() (codes []int, err error) {
+	text, err := os.ReadFile(filepath.Join(r.Dir, "keeper", "exits"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for line := range strings.Lines(string(text)) {
+		code, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil {
+			return nil, err
+		}
+		codes = append(codes, code)
+	}
+	return codes, err
+}
+
+// Serves says whether the process that serves is the installed one.
+func (r *Rig) Serves() bool {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.Pid()))
+	return err == nil && exe == r.Binary
 }
 
 // served is the process that serves, under a keeper; 0 if none was started yet.

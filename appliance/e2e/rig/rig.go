@@ -160,7 +160,7 @@ func (r *Rig) Launch() (err error) {
 		if err != nil {
 			return err
 		}
-		binary, env, args = self, append(env, more...), append([]string{r.Binary}, args...)
+		binary, env, args = self, append(env, more...), append([]string{r.installed()}, args...)
 	}
 	r.proc, err = start(r.LogFile(), env, nil, binary, args...)
 	return err
@@ -300,8 +300,8 @@ func BuildMortal(ctx context.Context, dir string) (string, error) {
 	return build(ctx, filepath.Join(dir, "mortal"), "github.com/vhdrelay/vhdrelay/appliance/e2e/mortal")
 }
 
-func build(ctx context.Context, out, pkg string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg)
+func build(ctx context.Context, out, pkg string, flags ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", append(append([]string{"build", "-o", out}, flags...), pkg)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, text)

@@ -16,10 +16,11 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
-// Handover ends the process that serves two hundred times at random moments, nine times in ten with SIGKILL, while
-// somebody keeps the connection of its mount: no guest sees an error, and every point is admissible.
+// Handover ends the process that serves two hundred times with SIGKILL at random moments, and after every nine of them once in
+// an orderly way, while somebody keeps the connection of its mount; halfway an upgrade comes, and an attempt to go back. No guest
+// sees an error, and every point is admissible.
 func Handover(ctx context.Context, e *Env, r *Report) error {
-	return handover(ctx, e, r, e.count(200, 20), 10)
+	return handover(ctx, e, r, e.count(222, 20), 10)
 }
 
 // HandoverSmall is Handover for a test.
@@ -39,11 +40,15 @@ func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	h := &heir{guest: g, rng: e.rng(21), orderly: orderly}
+	h := &heir{guest: g, rng: e.rng(21), orderly: orderly, linux: x}
+	if h.next, err = rig.BuildNext(ctx, g.rig.Dir); err != nil {
+		return err
+	}
 	if err := h.underLoads(ctx, x, n); err != nil {
 		return err
 	}
-	r.Figure("ends", "%d of the process, longest until the next one answers %v", n, h.longest.Round(time.Millisecond))
+	r.Figure("ends", "%d of the process, %d by SIGKILL, longest until the next one answers %v", n, n-n/orderly, h.longest.Round(time.Millisecond))
+	r.Figure("load", "%+v", x.told())
 	r.Check(g.atRest(ctx), "at rest")
 	r.Check(checkFio(ctx, g.rig), "VM %s", fioVM)
 	return errors.Join(g.checkAll(ctx, mostPoints), x.checkAll(ctx, r), g.rig.Stop())
@@ -53,7 +58,9 @@ func handover(ctx context.Context, e *Env, r *Report, n, orderly int) (err error
 type heir struct {
 	*guest
 	rng     *rand.Rand
-	orderly int // one end in so many is a SIGTERM, as in an upgrade
+	linux   *linux
+	orderly int    // one end in so many is a SIGTERM, as in an upgrade
+	next    string // the later release
 	longest time.Duration
 }
 
@@ -70,6 +77,12 @@ func (h *heir) underLoads(ctx context.Context, x *linux, n int) (err error) {
 	go func() { fsxDone <- fsxUntil(loads, h) }()
 	err = h.replicated(ctx)
 	for i := 0; i < n && err == nil; i++ {
+		if i == n/2 {
+			if err = h.upgrade(ctx); err != nil {
+				err = fmt.Errorf("upgrade: %w", err)
+				break
+			}
+		}
 		if err = h.round(ctx, i); err != nil {
 			err = fmt.Errorf("end %d: %w", i+1, err)
 		}
@@ -95,6 +108,23 @@ func (h *heir) round(ctx context.Context, i int) error {
 	if err := h.rig.Signal(sig); err != nil {
 		return err
 	}
+	err := h.takenOver(ctx, pid, began)
+	h.env.say("%v %d: the next process answers after %v", sig, i+1, time.Since(began).Round(time.Millisecond))
+	if err == nil && i%checkEvery == checkEvery-1 {
+		h.judge(ctx, fmt.Sprintf("end %d", i+1))
+	}
+	return err
+}
+
+// judge asks for points of both machines and judges them.
+func (h *heir) judge(ctx context.Context, after string) {
+	_, err := h.sync(ctx)
+	h.report.Check(err, "after %s", after)
+	h.report.Check(h.linux.sync(ctx), "VM %s after %s", h.linux.vm, after)
+}
+
+// takenOver waits until another process than pid answers.
+func (h *heir) takenOver(ctx context.Context, pid int, began time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err := h.rig.Await(ctx, "the next process", func() (bool, error) {
@@ -105,11 +135,6 @@ func (h *heir) round(ctx context.Context, i int) error {
 		return err == nil, nil
 	})
 	h.longest = max(h.longest, time.Since(began))
-	h.env.say("%v %d: the next process answers after %v", sig, i+1, time.Since(began).Round(time.Millisecond))
-	if err == nil && i%checkEvery == checkEvery-1 {
-		_, err := h.sync(ctx)
-		h.report.Check(err, "after end %d", i+1)
-	}
 	return err
 }
 

@@ -17,14 +17,15 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
-// linux is a VM as people have them: a database on one disk, a tree of files on the other, both ext4 on a loop device.
+// linux is a VM as people have them: two databases on one disk, a tree of files on the other, both ext4 on a loop device.
 // It knows what both were told is on stable storage, and that the tree names no transaction before it was committed.
 type linux struct {
 	env       *Env
 	rig       *rig.Rig
 	vm        string
 	sql, tree *rig.Loop
-	committed atomic.Int64 // newest transaction the database has answered
+	committed atomic.Int64 // newest transaction that the database with a write-ahead log has answered
+	rolled    atomic.Int64 // that the one with a rollback journal has
 	made      time.Time    // when both file systems were there
 	written   atomic.Int64 // newest file of the tree whose name is synced
 	running   *running
@@ -59,7 +60,8 @@ func (x *linux) start(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{cancel: cancel, done: make(chan error, 1)}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return x.database(ctx) })
+	g.Go(func() error { return x.database(ctx, walFile, walMode, &x.committed) })
+	g.Go(func() error { return x.database(ctx, rollbackFile, rollbackMode, &x.rolled) })
 	g.Go(func() error { return x.files(ctx) })
 	go func() { run.done <- g.Wait() }()
 	x.running = run
@@ -77,32 +79,43 @@ func (x *linux) stop() error {
 	return errors.Join(err, x.sql.Unmount(), x.tree.Unmount())
 }
 
-// schema has one answer, the journal's mode. With a rollback journal and FULL a transaction that was answered may still
-// be rolled back after a power cut, because nobody syncs the removal of the journal (sqlite.org/pragma.html, synchronous
-// EXTRA); with a write-ahead log it is there.
-const schema = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, note TEXT);" +
-	"CREATE TABLE IF NOT EXISTS state(k INTEGER PRIMARY KEY, v TEXT);\n"
+// The databases: their files, and how each journals; the answer is the mode. With a rollback journal and FULL a transaction that
+// was answered may still be rolled back after a power cut, because nobody syncs the removal of the journal, so it is EXTRA; with
+// a write-ahead log FULL suffices (sqlite.org/pragma.html, synchronous).
+const (
+	walFile, walMode           = "db", "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; "
+	rollbackFile, rollbackMode = "rollback", "PRAGMA journal_mode=DELETE; PRAGMA synchronous=EXTRA; "
+
+	schema = "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, note TEXT); CREATE TABLE IF NOT EXISTS state(k INTEGER PRIMARY KEY, v TEXT);\n"
+)
+
+// told is what a VM was told is on stable storage.
+type told struct{ committed, rolled, written int64 }
+
+func (x *linux) told() told {
+	return told{committed: x.committed.Load(), rolled: x.rolled.Load(), written: x.written.Load()}
+}
 
 // database commits transactions one after the other until ctx ends.
-func (x *linux) database(ctx context.Context) error {
-	shell, err := rig.StartShell("sqlite3", "-batch", filepath.Join(x.sql.Dir, "db"))
+func (x *linux) database(ctx context.Context, file, mode string, committed *atomic.Int64) error {
+	shell, err := rig.StartShell("sqlite3", "-batch", filepath.Join(x.sql.Dir, file))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, shell.Close()) }()
-	if answer, err := shell.Ask(schema); err != nil || answer != "wal" {
-		return fmt.Errorf("schema: %q, %w", answer, err)
+	if answer, err := shell.Ask(mode + schema); err != nil || !strings.Contains(strings.ToLower(mode), "="+answer+";") {
+		return fmt.Errorf("schema of %s: %q, %w", file, answer, err)
 	}
 	rng := x.env.rng(11)
 	for id := int64(1); ctx.Err() == nil; id++ {
 		answer, err := shell.Ask(transaction(rng, id))
 		if err != nil {
-			return fmt.Errorf("transaction %d: %w", id, err)
+			return fmt.Errorf("transaction %d of %s: %w", id, file, err)
 		}
 		if answer != strconv.FormatInt(id, 10) {
-			return fmt.Errorf("transaction %d: the database answers %q", id, answer)
+			return fmt.Errorf("transaction %d: %s answers %q", id, file, answer)
 		}
-		x.committed.Store(id)
+		committed.Store(id)
 	}
 	return nil
 }
@@ -118,46 +131,64 @@ func transaction(rng *rand.Rand, id int64) string {
 }
 
 // check exports a point and judges both file systems. What was answered before the point was asked for must be in it.
-func (x *linux) check(ctx context.Context, point string, committed, written int64) (err error) {
+func (x *linux) check(ctx context.Context, point string, before told) (err error) {
 	if err := x.rig.Export(ctx, x.vm, point, x.scratch); err != nil {
 		return err
 	}
 	sql := &rig.Loop{File: rig.Exported(x.scratch, "sql.raw"), Dir: filepath.Join(x.rig.Dir, "check")}
 	tree := &rig.Loop{File: rig.Exported(x.scratch, "tree.vhd"), Dir: sql.Dir}
+	var has told
 	for _, l := range []*rig.Loop{sql, tree} {
 		if err := l.Check(ctx); err != nil {
 			return fmt.Errorf("point %s: %w", point, err)
 		}
 	}
-	newest, err := judged(ctx, sql, x.checkDatabase)
+	err = judged(ctx, sql, func(ctx context.Context, dir string) (err error) {
+		if has.committed, err = checkDatabase(ctx, filepath.Join(dir, walFile)); err == nil {
+			has.rolled, err = checkDatabase(ctx, filepath.Join(dir, rollbackFile))
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("point %s: database: %w", point, err)
 	}
-	if newest < committed {
-		return fmt.Errorf("point %s: the database ends with transaction %d, %d was committed before the point was asked for", point, newest, committed)
-	}
-	last, err := judged(ctx, tree, func(_ context.Context, dir string) (int64, error) { return checkTree(dir, newest) })
+	err = judged(ctx, tree, func(_ context.Context, dir string) (err error) {
+		has.written, err = checkTree(dir, has.committed)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("point %s: tree: %w", point, err)
 	}
-	if last < written {
-		return fmt.Errorf("point %s: the tree ends with file %d, %d was written before the point was asked for", point, last, written)
+	if err := has.since(before); err != nil {
+		return fmt.Errorf("point %s: %w", point, err)
+	}
+	return nil
+}
+
+// since wants all of what was told before a point was asked for.
+func (has told) since(before told) error {
+	for _, part := range []struct {
+		what        string
+		has, before int64
+	}{{"transactions of " + walFile, has.committed, before.committed}, {"transactions of " + rollbackFile, has.rolled, before.rolled}, {"files of the tree", has.written, before.written}} {
+		if part.has < part.before {
+			return fmt.Errorf("%s end with %d, %d was on stable storage before the point was asked for", part.what, part.has, part.before)
+		}
 	}
 	return nil
 }
 
 // judged mounts an exported file system and lets judge look.
-func judged(ctx context.Context, l *rig.Loop, judge func(context.Context, string) (int64, error)) (n int64, err error) {
+func judged(ctx context.Context, l *rig.Loop, judge func(context.Context, string) error) (err error) {
 	if err := l.Mount(ctx); err != nil {
-		return 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, l.Unmount()) }()
 	return judge(ctx, l.Dir)
 }
 
 // checkDatabase returns the newest transaction.
-func (x *linux) checkDatabase(ctx context.Context, dir string) (int64, error) {
-	db := filepath.Join(dir, "db")
+func checkDatabase(ctx context.Context, db string) (int64, error) {
 	if _, err := os.Stat(db); errors.Is(err, os.ErrNotExist) {
 		return 0, nil // a point from before the database
 	}

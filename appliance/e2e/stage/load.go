@@ -61,7 +61,7 @@ func Load(ctx context.Context, e *Env, r *Report) (err error) {
 	r.Check(checkFio(ctx, g.rig), "VM %s", fioVM)
 	r.Check(g.atRest(ctx), "at rest")
 	totals := g.log.Totals()
-	r.Figure("load", "%d stamped writes, %d MB; %d transactions, %d files", totals.Writes, totals.Bytes/1e6, x.committed.Load(), x.written.Load())
+	r.Figure("load", "%d stamped writes, %d MB; %d and %d transactions, %d files", totals.Writes, totals.Bytes/1e6, x.committed.Load(), x.rolled.Load(), x.written.Load())
 	return errors.Join(g.checkAll(ctx, mostPoints), x.checkAll(ctx, r))
 }
 
@@ -83,12 +83,12 @@ func underLoad(ctx context.Context, g *guest, x *linux, d time.Duration) error {
 
 // sync asks for a point under load and judges it.
 func (x *linux) sync(ctx context.Context) error {
-	committed, written := x.committed.Load(), x.written.Load()
+	before := x.told()
 	result, err := x.rig.Sync(ctx, x.vm)
 	if err != nil {
 		return err
 	}
-	return x.check(ctx, result.Point, committed, written)
+	return x.check(ctx, result.Point, before)
 }
 
 // checkAll judges points that nobody asked for; the oldest may be from before the file systems.
@@ -103,7 +103,7 @@ func (x *linux) checkAll(ctx context.Context, r *Report) error {
 			continue
 		}
 		checked++
-		r.Check(x.check(ctx, p.ID, 0, 0), "VM %s", x.vm)
+		r.Check(x.check(ctx, p.ID, told{}), "VM %s", x.vm)
 		r.Check(x.rig.Verify(ctx, x.vm, p.ID), "VM %s", x.vm)
 	}
 	r.Figure("ext4 points", "%d, checked %d", len(points), checked)
