@@ -136,6 +136,12 @@ func TestE2EFormats(t *testing.T) {
 	play(t, false, stage.FormatsSmall)
 }
 
+// TestE2EFormatsUnquiet: the same images while qemu writes, and somebody is killed.
+func TestE2EFormatsUnquiet(t *testing.T) {
+	needs(t, "qemu-io", "qemu-storage-daemon")
+	play(t, false, stage.UnquietSmall)
+}
+
 // TestE2EClients: qemu, loop devices and file tools as people use them; the others are in the acceptance stage.
 func TestE2EClients(t *testing.T) {
 	needs(t, "losetup", "mkfs.ext4")

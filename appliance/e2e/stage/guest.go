@@ -44,6 +44,11 @@ type guest struct {
 	running *running
 	scratch string
 	slack   time.Duration // how far a point's time may be from its seal
+
+	// at is where the load opens a disk, and whole makes a file with all bytes of the disk out of the image behind the mount;
+	// nil: at the mount, and the image is that file.
+	at    func(disk) string
+	whole func(disk) (path string, err error)
 }
 
 // era is a history from one beginning; a crash starts the next.
@@ -110,13 +115,20 @@ func (g *guest) begin() error {
 
 // readSource reads the images behind the mount.
 func (g *guest) readSource() ([]stamp.Image, error) {
-	return g.readImages(func(d disk) string { return filepath.Join(g.rig.Source, g.vm, d.name) })
+	if g.whole != nil {
+		return g.readImages(g.whole)
+	}
+	return g.readImages(func(d disk) (string, error) { return filepath.Join(g.rig.Source, g.vm, d.name), nil })
 }
 
-func (g *guest) readImages(path func(disk) string) ([]stamp.Image, error) {
+func (g *guest) readImages(path func(disk) (string, error)) ([]stamp.Image, error) {
 	var images []stamp.Image
 	for i, d := range g.disks {
-		im, err := readImage(path(d), d.size, i)
+		file, err := path(d)
+		if err != nil {
+			return nil, err
+		}
+		im, err := readImage(file, d.size, i)
 		if err != nil {
 			return nil, err
 		}
@@ -142,9 +154,13 @@ type running struct {
 
 // start starts the load at the mount.
 func (g *guest) start(ctx context.Context) {
+	at := g.at
+	if at == nil {
+		at = func(d disk) string { return filepath.Join(g.rig.Mount, g.vm, d.name) }
+	}
 	var paths []string
 	for _, d := range g.disks {
-		paths = append(paths, filepath.Join(g.rig.Mount, g.vm, d.name))
+		paths = append(paths, at(d))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{cancel: cancel, done: make(chan error, 1)}

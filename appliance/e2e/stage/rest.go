@@ -20,10 +20,10 @@ func (g *guest) atRest(ctx context.Context) error {
 	}
 	for _, side := range []struct {
 		name string
-		path func(disk) string
+		path func(disk) (string, error)
 	}{
-		{"the export", func(d disk) string { return rig.Exported(g.scratch, d.name) }},
-		{"the mount", func(d disk) string { return filepath.Join(g.rig.Mount, g.vm, d.name) }},
+		{"the export", func(d disk) (string, error) { return rig.Exported(g.scratch, d.name), nil }},
+		{"the mount", func(d disk) (string, error) { return filepath.Join(g.rig.Mount, g.vm, d.name), nil }},
 	} {
 		images, err := g.readImages(side.path)
 		if err != nil {

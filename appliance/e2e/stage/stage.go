@@ -48,6 +48,7 @@ var All = []Stage{
 	{"powercut", "ext4 shut down under store and state: acknowledged points stay, store and target agree", PowerCut},
 	{"clients", "programs that exist work at the mount: no error for them, and the newest point is what they left", Clients},
 	{"formats", "qemu writes dynamic VHD and VHDX at the mount: every point is what qemu reads from the image", Formats},
+	{"formats-kills", "qemu writes them without a pause while the appliance, its mount or qemu is killed: every point is one admissible cut", Unquiet},
 	{"changed", "a disk changed while nothing served it: what was changed is sent; pause and kill in the middle compare nothing twice", Changed},
 	{"damaged", "the replica damaged by others: found to the block, repaired, and one request if it was not", Damaged},
 	{"rebuilt", "the state directory lost, then the machine: what the target has is not sent again", Rebuilt},
@@ -148,6 +149,7 @@ func (e *Env) fresh(name string) (string, error) {
 
 // remove removes a stage's directory, and unmounts what an interrupted run left in it.
 func remove(dir string) error {
+	unmountExports(dir)
 	for _, at := range []string{"sql", "tree", "check", "mount", "host"} {
 		rig.Detached(filepath.Join(dir, at))
 	}

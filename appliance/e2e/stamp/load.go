@@ -25,6 +25,8 @@ type Load struct {
 	Span    []Span // per disk, the blocks that are written; empty or absent: all
 	// Where, if set, says before every write which blocks of a disk are written, instead of Span. It is called by all writers.
 	Where func(disk int) Span
+	// Whole, if set, is a number of blocks: no write crosses a multiple of it, where whoever serves the disk would divide it.
+	Whole int64
 	Hot   float64 // share of the writes that goes to the first 256 blocks of a span, 0.4: rewritten all the time
 
 	Open func(path string, flags int) (File, error) // of a disk; os.OpenFile, or a guest's that is reached otherwise
@@ -144,6 +146,9 @@ func (w *writer) choose() (disk int, first int64, count int32) {
 		within = min(blocks, hotBlocks)
 	}
 	first = span.From + w.rng.Int64N(max(1, within-int64(count)+1))
+	if w.load.Whole > 0 {
+		count = int32(min(int64(count), w.load.Whole-first%w.load.Whole))
+	}
 	return disk, first, count
 }
 

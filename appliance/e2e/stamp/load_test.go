@@ -107,3 +107,27 @@ func TestLoadFails(t *testing.T) {
 		t.Fatalf("%+v", log.Totals())
 	}
 }
+
+// Whole keeps a write within its piece of the disk, and cuts none that is.
+func TestLoadWhole(t *testing.T) {
+	paths := plain(t, 4<<20)
+	var clock Clock
+	log := NewLog(&clock, read(t, paths))
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := (Load{Seed: 3, Rate: 200 << 20, Whole: 16}).Run(ctx, log, paths); err != nil {
+		t.Fatal(err)
+	}
+	full := 0
+	for _, w := range log.mu.writes {
+		if w.First/16 != (w.First+int64(w.Count)-1)/16 {
+			t.Fatalf("blocks %d+%d cross a multiple of 16", w.First, w.Count)
+		}
+		if w.Count > 8 {
+			full++
+		}
+	}
+	if full == 0 {
+		t.Fatal("all writes are small")
+	}
+}
