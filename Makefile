@@ -11,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED := 0
 export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
 
-.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut fuzz torture mutants install uninstall clean
+.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut bootdrill fuzz torture mutants install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -70,6 +70,9 @@ guesttest: tools build ## the unit under a booted Debian 12 in qemu; minutes
 
 powercut: tools build ## 20 power cuts of such a guest under load; resumable
 	@$(GO) run ./appliance/e2e/powercut $(ARGS)
+
+bootdrill: tools build ## guests on disks in the mount, the host lost, the newest point booted; minutes, resumable
+	@$(GO) run ./appliance/e2e/bootdrill $(ARGS)
 
 BASH_COMPLETION := $(PREFIX)/share/bash-completion/completions/vhdrelay
 ZSH_COMPLETION  := $(PREFIX)/share/zsh/site-functions/_vhdrelay

@@ -24,6 +24,9 @@ need rsync rsync
 need losetup util-linux
 need qemu-system-x86_64 qemu-system-x86 # guesttest and powercut, with debootstrap
 need debootstrap debootstrap
+need extlinux extlinux # bootdrill's boot loader
+need sfdisk fdisk
+need xz xz-utils
 need gcc gcc # the race detector
 [ -e /usr/include/pthread.h ] || missing="$missing libc6-dev"
 node_major() { "$1" --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/'; }

@@ -78,7 +78,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	fmt.Printf("seed %d, work in %s\n", o.seed, o.dir)
-	return runDrills(ctx, o, drills)
+	return runDrills(ctx, o, drills, runDrill)
 }
 
 // result is a line of the file of results.
@@ -103,7 +103,7 @@ func passed(done []result, d drill, o options) bool {
 }
 
 // runDrills runs what has not passed yet.
-func runDrills(ctx context.Context, o options, drills []drill) error {
+func runDrills(ctx context.Context, o options, drills []drill, run func(context.Context, options, drill) result) error {
 	ledger := filepath.Join(o.dir, "drills.jsonl")
 	done, err := stage.ReadLines[result](ledger)
 	if err != nil {
@@ -119,7 +119,7 @@ func runDrills(ctx context.Context, o options, drills []drill) error {
 			continue
 		}
 		fmt.Printf("\n== %s: %s\n", d.name, d.about)
-		r := runDrill(ctx, o, d)
+		r := run(ctx, o, d)
 		if ctx.Err() != nil {
 			return errors.New("interrupted; run it again to go on")
 		}

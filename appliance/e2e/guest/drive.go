@@ -94,7 +94,7 @@ func (m *Machine) greet(ctx context.Context, ln net.Listener) error {
 		m.boot, err = m.link.up(ctx, "")
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("boot: %w, see %s", err, m.SerialLog()), m.Close())
+		return errors.Join(fmt.Errorf("boot: %w, see %s and %s", err, m.SerialLog(), m.path("qemu.log")), m.Close())
 	}
 	return nil
 }
