@@ -125,7 +125,7 @@ var table = map[bloberror.Code]verdict{
 	bloberror.AuthenticationFailed:              {err: target.ErrAuth, hint: hintProof},
 	bloberror.InvalidAuthenticationInfo:         {err: target.ErrAuth, hint: hintProof},
 	bloberror.NoAuthenticationInformation:       {err: target.ErrAuth, hint: hintProof},
-	bloberror.AuthorizationFailure:              {err: target.ErrAuth, code: "not-permitted", hint: hintFirewall + "; otherwise " + hintRole},
+	bloberror.AuthorizationFailure:              {err: target.ErrAuth, code: "not-permitted", hint: hintFirewall + "; otherwise " + hintRole + "; Azurite answers so to a wrong key"},
 	bloberror.AuthorizationPermissionMismatch:   {err: target.ErrAuth, code: "not-permitted", hint: hintRole},
 	bloberror.InsufficientAccountPermissions:    {err: target.ErrAuth, code: "not-permitted", hint: hintRole},
 	bloberror.UnauthorizedBlobOverwrite:         {err: target.ErrAuth, code: "not-permitted", hint: hintRole},
