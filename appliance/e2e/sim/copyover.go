@@ -92,6 +92,7 @@ func (w *world) copyOnce(c *copying) bool {
 		return false
 	}
 	if t := m.tracked(c.name); t != nil {
+		t.image.becomes(c.content)
 		for change := range c.requests(t.image) {
 			w.issue(m, t, change.Change, change.data)
 			p.life.pause(w.haste.draw(20))
@@ -143,6 +144,7 @@ func (w *world) writtenBeside(m *machine, t *tracked, c *copying) {
 	w.struck("written beside the mount")
 	m.doubt(t)
 	t.foreign.Store(true)
+	t.image.becomes(c.content)
 	for change := range c.requests(t.image) {
 		op := m.timeline.Begin(c.name + " beside")
 		err := t.image.do(change.Change, change.data, m.timeline, op)

@@ -9,6 +9,9 @@
 // Time is virtual (testing/synctest). An operation that is slow does not sleep but yields the processor many times: a sleep
 // under one of the many mutexes that are held over local I/O would stop the clock for ever.
 //
+// Images are raw, fixed VHD, dynamic VHD and VHDX. The last two are written as a hypervisor writes them, sector by sector and in
+// any order (hypervisor.go); the oracle finds the disk in the file's bytes by itself (oracle.Virtual).
+//
 // An oracle cannot see the seal. It knows for every seal which requests were answered before it was asked for, which were
 // sent after it was answered, and tries the cuts between (sim/oracle).
 package sim

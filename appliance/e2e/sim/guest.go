@@ -39,6 +39,10 @@ func (w *world) request(d *dice, m *machine) {
 		_ = t.image.Datasync() // the guest's own; whether it fails is between it and its disk
 		return
 	}
+	if translated(t.image.name) {
+		w.operate(d, m, t)
+		return
+	}
 	c, data := w.change(d, t.image)
 	w.issue(m, t, c, data)
 }

@@ -303,7 +303,7 @@ func (w *world) vm(s Step) string { return w.vms[s.A%len(w.vms)] }
 
 func (w *world) stepAdd(s Step) error {
 	p, vm := w.active(), w.vm(s)
-	name := fmt.Sprintf("new%d.raw", s.N)
+	name := fmt.Sprintf([]string{"new%d.raw", "new%d.raw", "dyn%d.vhd", "new%d.vhdx"}[s.A/8%4], s.N)
 	img := w.addImage(p.h, vm, name)
 	img.life = p.life
 	if s.B%2 == 0 {
@@ -422,6 +422,9 @@ func (w *world) finish() {
 	}
 	p := w.active()
 	w.finishCopies()
+	for _, m := range p.machines() {
+		w.complete(m)
+	}
 	for _, m := range p.machines() {
 		if err := w.settle(m); err != nil {
 			w.fail("vm %s does not come to rest: %v; %s", m.name, err, troubles(m))

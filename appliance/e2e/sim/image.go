@@ -5,12 +5,14 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/sim/oracle"
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/durable/platter"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -31,8 +33,9 @@ type Image struct {
 	mu struct { // no I/O under it
 		sync.Mutex
 		data, synced []byte
-		first        []byte // the disk that it was at first
-		pending      []edit // since the last sync, in order
+		first        []byte      // the disk that it was at first
+		writer       *hypervisor // of a translated image
+		pending      []edit      // since the last sync, in order
 		marked       bool
 		ctime        time.Time
 	}
@@ -49,14 +52,23 @@ type edit struct {
 func newImage(name string, ino uint64, content []byte, at time.Time) *Image {
 	m := &Image{name: name, ino: ino}
 	m.mu.data, m.mu.first, m.mu.ctime = fileOf(name, ino, content), content, at
+	m.becomes(content)
 	m.mu.synced = bytes.Clone(m.mu.data)
 	return m
 }
 
-func isVHD(name string) bool { return name[len(name)-4:] == ".vhd" }
+// isVHD says whether an image of this name is a fixed VHD.
+func isVHD(name string) bool { return path.Ext(name) == ".vhd" && !translated(name) }
 
-// visible is the part of a file that a guest sees as its disk.
+// visible is what a guest sees as its disk in a file; nil if it is none just now.
 func visible(name string, data []byte) []byte {
+	if translated(name) {
+		disk, err := oracle.Virtual(data, nil)
+		if err != nil {
+			return nil
+		}
+		return disk
+	}
 	if isVHD(name) {
 		return data[:max(0, len(data)-image.FooterSize)]
 	}
@@ -70,6 +82,9 @@ func (m *Image) told(line *oracle.Timeline) {
 	line.Reset(m.name, m.mu.data)
 	if isVHD(m.name) {
 		line.Tail(m.name, image.FooterSize)
+	}
+	if translated(m.name) {
+		line.Translated(m.name)
 	}
 }
 
@@ -85,6 +100,21 @@ func (m *Image) diskSize() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return int64(len(visible(m.name, m.mu.data)))
+}
+
+// becomes says that somebody writes a file of this content over the image: what its hypervisor knew of it is over.
+func (m *Image) becomes(content []byte) {
+	if translated(m.name) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.mu.writer = newHypervisor(m.name, m.ino, content)
+	}
+}
+
+func (m *Image) hypervisor() *hypervisor {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.writer
 }
 
 func (m *Image) pause() {
@@ -252,7 +282,7 @@ func allZero(p []byte) bool {
 
 func (m *Image) probe() (image.Info, error) {
 	size, _ := m.Size()
-	return image.Probe(m.name, m, size)
+	return formats.Probe(m.name, m, size)
 }
 
 // after is the image that the next process finds. A power cut keeps of every page what it held after any number of the
@@ -262,6 +292,7 @@ func (m *Image) after(l *life, cut bool, draw func(n int) int) *Image {
 	defer m.mu.Unlock()
 	next := &Image{name: m.name, ino: m.ino, life: l, slow: m.slow, failSync: m.failSync, now: m.now}
 	next.mu.marked, next.mu.ctime, next.mu.first = m.mu.marked, m.mu.ctime, m.mu.first
+	next.mu.writer = m.mu.writer.clone()
 	next.mu.data, next.mu.synced = bytes.Clone(m.mu.data), bytes.Clone(m.mu.synced)
 	next.mu.pending = slices.Clone(m.mu.pending)
 	if cut {

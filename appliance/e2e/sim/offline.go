@@ -90,6 +90,7 @@ func (w *world) changeOffline(h *host, vm string, img *Image, how int) {
 
 // rewrite gives an image another content, durably, as somebody does while no appliance runs.
 func (m *Image) rewrite(content []byte, at time.Time) {
+	m.becomes(content)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.data = fileOf(m.name, m.ino, content)
@@ -98,6 +99,9 @@ func (m *Image) rewrite(content []byte, at time.Time) {
 
 // fileOf is the image file of a disk.
 func fileOf(name string, ino uint64, content []byte) []byte {
+	if translated(name) {
+		return newHypervisor(name, ino, content).file()
+	}
 	file := bytes.Clone(content)
 	if isVHD(name) {
 		footer := image.FixedFooter(int64(len(content)), [16]byte{byte(ino)}, time.Unix(1_600_000_000, 0))

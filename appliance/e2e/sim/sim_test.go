@@ -148,7 +148,9 @@ func mustHaveStruck(t *testing.T, struck map[string]int) {
 		"replica compared", "replica found damaged", "point is wrong and doubted",
 		"adopted: owned-by-another", "changed while down", "resized while down", "reverted while down", "replaced while down",
 		"copied over a disk", "written beside the mount", "manifest judged", "journal lost", "spool and tables lost", "lost: .table",
-		"rotten: .table", "journal commit lost", "journal commit landed, answer lost", "state disk full", "state disk error", "image sync failed"}
+		"rotten: .table", "journal commit lost", "journal commit landed, answer lost", "state disk full", "state disk error", "image sync failed",
+		"translated: block freed", "translated: block moved", "translated: blocks swapped", "translated: block trimmed", "translated: sectors trimmed",
+		"translated: resized"}
 	for _, k := range kinds {
 		must = append(must, k.name)
 	}

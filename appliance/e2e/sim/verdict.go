@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
@@ -240,7 +242,7 @@ func (w *world) checkCover(p *process) {
 
 // cover: wherever source and table differ, somebody knows: the change set, an unknown entry, or suspicion.
 func cover(m *machine, t *tracked) error {
-	table, _, ok := m.pipe.Table(t.disk.ID())
+	table, layout, ok := m.pipe.Table(t.disk.ID())
 	if !ok {
 		return nil
 	}
@@ -253,15 +255,45 @@ func cover(m *machine, t *tracked) error {
 		return nil // out of use: the next start opens it anew
 	}
 	data := t.image.content()
+	places := t.image.places(layout)
+	block := make([]byte, page)
 	for i, e := range entries[:min(len(entries), (len(data)+page-1)/page)] { // beyond the end the size itself tells of the difference
-		block := make([]byte, page)
+		clear(block)
 		copy(block, data[i*page:])
-		file := extent.Range[extent.FileBlock]{Start: extent.FileBlock(i), End: extent.FileBlock(i) + 1} // raw and fixed: the same numbers
-		if e.Known && e.Sum != checksum.Block(block) && !suspect.Overlaps(file) && !t.disk.Changed(file) {
-			return fmt.Errorf("%w: block %d of %d, file of %d bytes, table at %d", errLost, i, table.Blocks(), len(data), table.Position())
+		if !e.Known || e.Sum == checksum.Block(block) {
+			continue
+		}
+		files, moved := places(extent.DiskBlock(i), e.Sum)
+		if !moved && !slices.ContainsFunc(files, func(r extent.Range[extent.FileBlock]) bool { return suspect.Overlaps(r) || t.disk.Changed(r) }) {
+			return fmt.Errorf("%w: block %d of %d (known %v, is %v, in file blocks %v), disk of %d bytes, table at %d; suspect %v, %+v", errLost, i, table.Blocks(), e.Sum, checksum.Block(block),
+				files, len(data), table.Position(), suspect.Ranges(), t.disk.Recovery())
 		}
 	}
 	return nil
+}
+
+// places tells in which file blocks a block of the disk lies, by the block table that the entries were read through and by the
+// present one; moved, if by the older it would be what its entry says, or the two have it in different blocks: then the
+// comparison of the two tells of it. In raw and fixed images the numbers are the same.
+func (m *Image) places(older image.Layout) func(b extent.DiskBlock, known checksum.Sum) (files []extent.Range[extent.FileBlock], moved bool) {
+	if !translated(m.name) {
+		return func(b extent.DiskBlock, _ checksum.Sum) ([]extent.Range[extent.FileBlock], bool) {
+			return []extent.Range[extent.FileBlock]{{Start: extent.FileBlock(b), End: extent.FileBlock(b) + 1}}, false
+		}
+	}
+	m.mu.Lock()
+	file := bytes.NewReader(bytes.Clone(m.mu.data)) // to read the image itself would let others run
+	m.mu.Unlock()
+	img, err := formats.Open(file, file.Size())
+	return func(b extent.DiskBlock, known checksum.Sum) ([]extent.Range[extent.FileBlock], bool) {
+		r, p := extent.Range[extent.DiskBlock]{Start: b, End: b + 1}, make([]byte, page)
+		was := older.FileBlocks(r)
+		if err != nil || older.ReadDisk(file, r, p) == nil && checksum.Block(p) == known {
+			return nil, true
+		}
+		is := img.Table.DataBlocks(extent.Of(r))
+		return was.Union(is).Ranges(), !slices.Equal(was.Ranges(), is.Ranges())
+	}
 }
 
 var errLost = errors.New("a difference that nobody knows of")

@@ -127,12 +127,15 @@ func (r reader) Read(p []byte) (int, error) {
 func (w *world) newHost() *host {
 	h := w.bareHost(newLife())
 	for _, vm := range w.vms {
-		for _, name := range []string{"a.raw", "b.vhd", "c.raw"}[:1+w.draw(3)] {
+		for _, name := range stocks[w.draw(len(stocks))] {
 			w.addImage(h, vm, name)
 		}
 	}
 	return h
 }
+
+// stocks are the images that a VM may have: every format by itself and beside others.
+var stocks = [][]string{{"a.raw"}, {"a.raw", "b.vhd"}, {"a.raw", "b.vhd", "c.raw"}, {"a.raw", "dyn.vhd"}, {"dyn.vhd"}, {"dyn.vhd", "e.vhdx"}, {"e.vhdx"}}
 
 // bareHost makes a machine without images.
 func (w *world) bareHost(l *life) *host {
@@ -164,7 +167,10 @@ func (w *world) addImage(h *host, vm, name string) *Image {
 
 // sizeOf rounds the size of a disk, where its format wants that.
 func (w *world) sizeOf(name string, size int) int {
-	if isVHD(name) {
+	switch {
+	case translated(name):
+		size = min((size+sector-1)&^(sector-1), mostTranslated)
+	case isVHD(name):
 		size = (size + mib - 1) &^ (mib - 1)
 	}
 	return size
@@ -226,6 +232,12 @@ func (d *dice) draw(n int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mu.rng.IntN(n)
+}
+
+func (d *dice) shuffle(n int, swap func(i, k int)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.rng.Shuffle(n, swap)
 }
 
 // turns is how long a slow operation takes this time.

@@ -57,7 +57,8 @@ type cut struct {
 	free  []*Op  // may be in or out, in the order they were sent
 	views []*view
 	tried int
-	space []byte // where a disk is put together
+	space []byte // where a file is put together
+	disk  []byte // where the disk in it is
 	first string // difference of the first cut that was tried
 }
 
@@ -79,7 +80,8 @@ func (c *cut) isFree(op *Op) bool {
 // view is one disk of the point and what may have been written to it around the cut.
 type view struct {
 	name    string
-	cut     int64    // bytes at the end that the point does not have
+	cut     int64 // bytes at the end that the point does not have
+	form    func(file, space []byte) ([]byte, error)
 	base    []byte   // the disk at the cut's start
 	tail    []change // after it: of free requests and of those that are in anyway
 	content []byte
@@ -100,7 +102,7 @@ func (c *cut) view(d *disk, name string, content []byte, round int64) (*view, er
 	if e == nil {
 		return nil, fmt.Errorf("disk %s is in the point and came only after the seal: %w", name, ErrNoCut)
 	}
-	v := &view{name: name, cut: d.tail, content: content, round: round, known: make(map[string]string)}
+	v := &view{name: name, cut: d.tail, form: d.form, content: content, round: round, known: make(map[string]string)}
 	v.base = d.rollLocked(e, c.start)
 	for _, ch := range e.changes {
 		if ch.at >= c.start && ch.op.begin < c.seal.answered {
@@ -176,7 +178,7 @@ func (v *view) touchedBy(op *Op) bool {
 func (v *view) difference(c *cut, in map[*Op]bool) string {
 	want, ok := v.at(c, in)
 	if !ok {
-		return fmt.Sprintf("disk %s is in the point and at the cut too small to be one", v.name)
+		return fmt.Sprintf("disk %s is in the point and at the cut no disk", v.name)
 	}
 	if len(want) != len(v.content) {
 		return fmt.Sprintf("disk %s has %d bytes in the point and %d at the cut", v.name, len(v.content), len(want))
@@ -194,7 +196,7 @@ func (v *view) difference(c *cut, in map[*Op]bool) string {
 	return ""
 }
 
-// at is the disk with some of the free requests; it may be read until the next call. False: it is not even a tail.
+// at is the disk with some of the free requests; it may be read until the next call. False: it is no disk.
 func (v *view) at(c *cut, in map[*Op]bool) ([]byte, bool) {
 	tail := slices.DeleteFunc(slices.Clone(v.tail), func(ch change) bool { return !in[ch.op] && c.isFree(ch.op) })
 	short := func(p []byte) int64 { return (v.round - int64(len(p))%v.round) % v.round }
@@ -205,6 +207,14 @@ func (v *view) at(c *cut, in map[*Op]bool) ([]byte, bool) {
 			c.space = ch.apply(c.space)
 		}
 		want = c.space
+	}
+	if v.form != nil {
+		disk, err := v.form(want, c.disk)
+		if err != nil {
+			return nil, false
+		}
+		c.disk = disk
+		return disk, true
 	}
 	if int64(len(want)) < v.cut {
 		return nil, false

@@ -45,8 +45,9 @@ type era struct {
 
 type disk struct {
 	eras []*era
-	tail int64    // bytes at the end of the file that are none of the disk
-	roll struct { // the newest state that was worked out, to go on from
+	tail int64                                    // bytes at the end of the file that are none of the disk
+	form func(file, space []byte) ([]byte, error) // finds the disk in the file; nil: it is the file, less the tail
+	roll struct {                                 // the newest state that was worked out, to go on from
 		era     *era
 		applied int
 		content []byte
@@ -94,6 +95,13 @@ func (t *Timeline) Tail(name string, n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.mu.disks[name].tail = n
+}
+
+// Translated says that what is told of a disk are the bytes of an image file, in which Virtual finds the disk.
+func (t *Timeline) Translated(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mu.disks[name].form = Virtual
 }
 
 // Begin says that a guest sends a request.
