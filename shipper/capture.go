@@ -42,6 +42,11 @@ func (v *VM) captureStep(ctx context.Context) error {
 	if len(disks) == 0 || v.matching() {
 		return nil
 	}
+	for _, d := range disks {
+		if err := v.writtenOver(d); err != nil {
+			return err
+		}
+	}
 	v.markOverflow(disks)
 	if v.pausedByQuota() || v.heldForWindow() {
 		return nil

@@ -55,7 +55,7 @@ func (v *VM) readyToMatch(d *disk) error {
 	if err != nil || !info.Format.Translated() || d.previous() != nil {
 		return err
 	}
-	return v.beginBlocks(d)
+	return v.readAnew(d)
 }
 
 // MatchedTo is where the comparison of a disk goes on.

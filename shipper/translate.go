@@ -80,6 +80,7 @@ func (tr *translation) look() {
 	for r := range table.Unknown().Ranges(DiskRange{End: min(table.Blocks(), t.Disk().End)}, 0) {
 		unknown = append(unknown, r)
 	}
+	unknown = append(unknown, DiskRange{Start: table.Blocks(), End: max(table.Blocks(), t.Disk().End)}) // no entry yet
 	tr.moved = tr.moved.Union(extent.Of(unknown...))
 	tr.due = tr.moved.Union(t.DiskBlocks(tr.changes))
 }
