@@ -33,7 +33,7 @@ func tracked(t *testing.T) (*journal.VM, *journal.Disk) {
 	must(err)
 	vm, err := j.VM("web")
 	must(err)
-	d, err := vm.AddDisk("os.img", file, journal.Identity{Ino: 1}, journal.DiskOptions{})
+	d, err := vm.AddDisk("os.img", file, journal.Identity{Ino: 1})
 	must(err)
 	return vm, d
 }

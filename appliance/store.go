@@ -273,7 +273,7 @@ func (a *attached) start(name string, id fs.Identity) error {
 	if err != nil {
 		return err
 	}
-	a.disk, err = a.vm.log.AddDisk(name, file, journal.Identity{Dev: id.Dev, Ino: id.Ino, Gen: id.Gen}, journal.DiskOptions{})
+	a.disk, err = a.vm.log.AddDisk(name, file, journal.Identity{Dev: id.Dev, Ino: id.Ino, Gen: id.Gen})
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func benchDisk(b *testing.B, store *memory.Store) (*VM, *Disk) {
 		b.Fatal(err)
 	}
 	f := newModelFile(1 << 20)
-	d, err := vm.AddDisk("a", f, Identity{Ino: 1}, DiskOptions{})
+	d, err := vm.AddDisk("a", f, Identity{Ino: 1})
 	if err != nil {
 		b.Fatal(err)
 	}

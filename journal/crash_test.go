@@ -74,7 +74,7 @@ func (c *crashRig) crash(point string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	d, err := vm.AddDisk("a", image, Identity{Ino: 1}, DiskOptions{})
+	d, err := vm.AddDisk("a", image, Identity{Ino: 1})
 	if err != nil {
 		c.t.Fatal(err)
 	}

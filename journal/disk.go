@@ -16,7 +16,6 @@ type Disk struct {
 	id    string
 	rec   diskRecord // as the store has it; changed under the commit lock once the disk is attached
 	file  File
-	opts  DiskOptions
 	index int // in the phases' lists of change sets
 
 	size    atomic.Int64 // never above the file's real size, except between a write and a shrink that race
@@ -65,7 +64,7 @@ func (d *Disk) PendingBlocks() int64 {
 // another name is the disk it was, and has this name from now on. A disk that the
 // store does not know is new and not suspect; an unknown image that carries the
 // mark is.
-func (vm *VM) AddDisk(name string, f File, id Identity, opts DiskOptions) (*Disk, error) {
+func (vm *VM) AddDisk(name string, f File, id Identity) (*Disk, error) {
 	size, err := f.Size()
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", name, err)
@@ -73,7 +72,7 @@ func (vm *VM) AddDisk(name string, f File, id Identity, opts DiskOptions) (*Disk
 	if size > MaxFileSize {
 		return nil, fmt.Errorf("%s: %w", name, ErrTooLarge)
 	}
-	d := &Disk{vm: vm, file: f, opts: opts}
+	d := &Disk{vm: vm, file: f}
 	d.label.Store(&name)
 	d.size.Store(size)
 	rec, known, err := vm.findDisk(name, id, d)

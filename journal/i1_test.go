@@ -146,7 +146,7 @@ func failKth(t *testing.T, k int, fault memory.Fault) bool {
 		return reported(t, hit, err)
 	}
 	f := newModelFile(16 * extent.BlocksPerRegion)
-	d, err := vm.AddDisk("a", f, Identity{Ino: 1}, DiskOptions{})
+	d, err := vm.AddDisk("a", f, Identity{Ino: 1})
 	if err != nil {
 		return reported(t, hit, err)
 	}

@@ -64,7 +64,7 @@ func openLife(dir string) (*life, error) {
 	if l.vm, err = l.j.VM("vm"); err != nil {
 		return nil, err
 	}
-	l.d, err = l.vm.AddDisk("disk.img", file, Identity{Ino: facts.Ino}, DiskOptions{})
+	l.d, err = l.vm.AddDisk("disk.img", file, Identity{Ino: facts.Ino})
 	return l, err
 }
 

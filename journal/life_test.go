@@ -133,7 +133,7 @@ func TestR5_R6_ChangesBehindOurBack(t *testing.T) {
 				c.change(f)
 			}
 			r2 := openRig(t, r.store, Options{Saved: r.opts.Saved, Boot: func() Boot { return c.boot }})
-			d2, err := r2.vm.AddDisk("a", f, Identity{Ino: c.ino}, DiskOptions{})
+			d2, err := r2.vm.AddDisk("a", f, Identity{Ino: c.ino})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -458,7 +458,7 @@ func TestVMsAndDisksByName(t *testing.T) {
 	r := newRig(t, Options{})
 	f := newModelFile(10)
 	d := r.disk("a", f)
-	if _, err := r.vm.AddDisk("a", f, Identity{Ino: 1}, DiskOptions{}); !errors.Is(err, ErrExists) {
+	if _, err := r.vm.AddDisk("a", f, Identity{Ino: 1}); !errors.Is(err, ErrExists) {
 		t.Errorf("second disk: %v", err)
 	}
 	p, _ := d.Begin(extent.Change{Len: 1})
@@ -472,7 +472,7 @@ func TestVMsAndDisksByName(t *testing.T) {
 	if vm, err := r.j.VM("vm"); vm != r.vm || err != nil || len(r.j.VMs()) != 1 || vm.Name() != "vm" || d.Name() != "a" {
 		t.Errorf("%v %v", vm, err)
 	}
-	if _, err := r.vm.AddDisk("b", newModelFile(MaxFileSize), Identity{}, DiskOptions{}); !errors.Is(err, ErrTooLarge) {
+	if _, err := r.vm.AddDisk("b", newModelFile(MaxFileSize), Identity{}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("huge: %v", err)
 	}
 	r.close()

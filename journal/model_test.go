@@ -208,7 +208,7 @@ func openRig(t *testing.T, store *memory.Store, opts Options) *rig {
 
 func (r *rig) disk(name string, f File) *Disk {
 	r.t.Helper()
-	d, err := r.vm.AddDisk(name, f, Identity{Ino: 1}, DiskOptions{})
+	d, err := r.vm.AddDisk(name, f, Identity{Ino: 1})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -47,13 +47,6 @@ type Boot struct {
 	Start time.Time // from /proc/stat, btime
 }
 
-// DiskOptions of a disk.
-type DiskOptions struct {
-	// Translated: file blocks are not disk blocks (dynamic VHD, VHDX). A save that
-	// fails makes an epoch void instead of torn.
-	Translated bool
-}
-
 // Identity of an image: device, inode, inode generation.
 type Identity struct{ Dev, Ino, Gen uint64 }
 

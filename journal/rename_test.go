@@ -14,7 +14,7 @@ func fileOf(ino uint64) Identity { return Identity{Ino: ino, Gen: 100 + ino} }
 
 func (r *rig) known(name string, f *modelFile, id Identity) *Disk {
 	r.t.Helper()
-	d, err := r.vm.AddDisk(name, f, id, DiskOptions{})
+	d, err := r.vm.AddDisk(name, f, id)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (sd *SealedDisk) keep(r blockRange, wide bool) {
 func (sd *SealedDisk) giveUp(r blockRange) {
 	sd.saving.RLock() // as in save
 	defer sd.saving.RUnlock()
-	sd.s.tear(sd, fmt.Sprintf("%d bytes of %s were discarded while a capture wanted them", r.Bytes(), sd.Disk.Name()))
+	sd.s.tear()
 	sd.pending.Load().Clear(r)
 }
 
@@ -99,7 +99,7 @@ func (sd *SealedDisk) save(run blockRange) {
 	for _, r := range claimed {
 		err := sd.copyOut(r)
 		if err != nil {
-			sd.s.tear(sd, err.Error())
+			sd.s.tear()
 		}
 		sd.unclaim(r, err == nil)
 	}

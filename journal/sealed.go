@@ -153,10 +153,10 @@ func (s *Sealed) Void(reason string) { s.void.CompareAndSwap(nil, &reason) }
 
 // tear gives up the bytes of the seal for some blocks, before their bits are
 // cleared and before the write that needs them goes on.
-func (s *Sealed) tear(sd *SealedDisk, reason string) {
-	if sd.Disk.opts.Translated {
-		s.Void(reason)
-	}
+//
+// That goes for translated images as well: their claim about the block table
+// (shipper/README.md) holds with a torn one, for what was lost is in the next set.
+func (s *Sealed) tear() {
 	s.torn.Store(true)
 }
 

@@ -151,7 +151,7 @@ func (r *rig) open() {
 func (r *rig) attach(i int, name string) {
 	r.t.Helper()
 	m := r.images[name]
-	d, err := r.log.AddDisk(name, m, journal.Identity{Ino: uint64(i + 1)}, journal.DiskOptions{})
+	d, err := r.log.AddDisk(name, m, journal.Identity{Ino: uint64(i + 1)})
 	r.must(err)
 	d.OnEvict(func(ranges []FileRange) error { return r.vm.Forget(d.ID(), ranges) })
 	r.disks[name] = d

@@ -251,7 +251,7 @@ func (m *machine) hook(point string) {
 
 // attach makes an image a disk of the VM.
 func (m *machine) attach(img *Image) error {
-	d, err := m.log.AddDisk(img.name, img, journal.Identity{Dev: 1, Ino: img.ino}, journal.DiskOptions{})
+	d, err := m.log.AddDisk(img.name, img, journal.Identity{Dev: 1, Ino: img.ino})
 	if err != nil {
 		return err
 	}
