@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,6 +58,8 @@ type Dir struct {
 	root *os.Root
 	path string
 	opts Options
+
+	owner owner
 
 	mu struct {
 		sync.Mutex // never held during I/O
@@ -178,12 +181,15 @@ func (d *Dir) sweep() error {
 	if err != nil {
 		return err
 	}
+	if err := d.sweepDead(entries); err != nil {
+		return err
+	}
 	for _, e := range entries {
 		info, err := e.Info()
-		if err != nil || d.opts.Now().Sub(info.ModTime()) < sweepAfter {
+		if err != nil || strings.HasSuffix(e.Name(), ownerSuffix) || d.opts.Now().Sub(info.ModTime()) < sweepAfter {
 			continue // gone already, or in use
 		}
-		if err := d.root.Remove(path.Join(tempDir, e.Name())); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		if err := d.sweepOne(e.Name()); err != nil {
 			return err
 		}
 	}
@@ -191,7 +197,10 @@ func (d *Dir) sweep() error {
 }
 
 // Close lets go of the directory.
-func (d *Dir) Close() error { return d.root.Close() }
+func (d *Dir) Close() error {
+	d.disown()
+	return d.root.Close()
+}
 
 // String is the target's URL.
 func (d *Dir) String() string { return (&url.URL{Scheme: "dir", Path: d.path}).String() }

@@ -123,10 +123,53 @@ func TestSweep(t *testing.T) {
 	again, err := Open(d.path, Options{Create: true})
 	ok(t, err)
 	ok(t, again.Close())
-	entries, err := os.ReadDir(temp)
+	for name, left := range map[string]bool{"old": false, "new": true} {
+		if _, err := os.Stat(filepath.Join(temp, name)); (err == nil) != left {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What a process was making that was killed goes at the next writer's Open; what somebody makes now stays, whatever it is.
+func TestSweepOfTheDead(t *testing.T) {
+	dead := newDir(t, Options{})
+	alive, err := Open(dead.path, Options{})
 	ok(t, err)
-	if len(entries) != 1 || entries[0].Name() != "new" {
-		t.Errorf("left %v", entries)
+	reader, err := Open(dead.path, Options{})
+	ok(t, err)
+	temps := map[*Dir]string{}
+	for _, d := range []*Dir{dead, alive, reader} {
+		for range 2 {
+			f, temp, err := d.createTemp()
+			ok(t, err)
+			ok(t, f.Close())
+			temps[d] = temp
+		}
+	}
+	there := func() (n int) {
+		entries, err := os.ReadDir(filepath.Join(dead.path, tempDir))
+		ok(t, err)
+		return len(entries)
+	}
+	open := func() {
+		again, err := Open(dead.path, Options{Create: true})
+		ok(t, err)
+		ok(t, again.Close())
+	}
+	if open(); there() != 9 {
+		t.Fatalf("%d files are there, of three that live", there())
+	}
+	dead.owner.unlock() // as the kernel does when a process ends
+	if open(); there() != 6 {
+		t.Fatalf("%d files are there, of two that live", there())
+	}
+	for _, d := range []*Dir{alive, reader} {
+		_, err := os.Stat(filepath.Join(dead.path, temps[d]))
+		ok(t, err)
+	}
+	ok(t, alive.Close())
+	if open(); there() != 5 {
+		t.Fatalf("%d files are there: what an ended process left has no lock, and is young", there())
 	}
 }
 

@@ -3,7 +3,8 @@
 //
 //	<root>/.vhdrelay-target/format          version; without it, an empty directory is no target (is it mounted?)
 //	<root>/.vhdrelay-target/lock            held while a small object is replaced
-//	<root>/.vhdrelay-target/tmp/            files being made; swept by a writer's Open after a day
+//	<root>/.vhdrelay-target/tmp/            files being made, each after the name of its maker's lock; swept by a
+//	                                        writer's Open when nobody holds the lock, or after a day
 //	<root>/a/b/vm.json                      a small object: the file is the object
 //	<root>/a/b/replica.vhd                  a page blob: a sparse file of its size
 //	<root>/a/b/.vhdrelay/replica.vhd/       what belongs to that blob:

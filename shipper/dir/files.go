@@ -1,7 +1,6 @@
 package dir
 
 import (
-	"crypto/rand"
 	"errors"
 	"io"
 	iofs "io/fs"
@@ -121,8 +120,8 @@ func (d *Dir) writeTemp(write func(io.Writer) error) (string, error) {
 }
 
 func (d *Dir) createTemp() (f *os.File, temp string, err error) {
-	temp = path.Join(tempDir, rand.Text())
 	err = d.inDir(tempDir, func() (err error) {
+		temp = d.tempName()
 		f, err = d.root.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, defaultMode)
 		return err
 	})
