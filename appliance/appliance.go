@@ -43,7 +43,8 @@ type Appliance struct {
 	machineID string
 
 	notify    *systemd.Notifier
-	stored    map[string]*os.File // what the process before this one left, by name
+	stored    map[string]*os.File            // what the process before this one left, by name
+	wrong     atomic.Pointer[control.Reason] // set while the config file does not read
 	listener  net.Listener
 	stateLock *dirLock
 	journal   *journal.Journal
@@ -83,6 +84,9 @@ type Options struct {
 	Hook func(point string) // called at every failpoint of every stage
 	// ActivityRegions is the cap of active regions of a disk; 0: the journal's.
 	ActivityRegions int
+
+	stored map[string]*os.File // what the process before this one left; nil: Serve asks
+	wrong  error               // why the config file does not read
 }
 
 // Serve runs the appliance until ctx ends, then stops it in order: no more
@@ -91,10 +95,13 @@ func Serve(ctx context.Context, conf *config.Config, opts Options) error {
 	if err := Able("/dev/fuse"); err != nil {
 		return err
 	}
-	stored := systemd.Stored()
+	if opts.stored == nil {
+		opts.stored = systemd.Stored()
+	}
 	a, closeState, err := open(conf, opts)
 	if a != nil {
-		a.stored = stored
+		a.stored = opts.stored
+		a.misread(opts.wrong)
 	}
 	if errors.Is(err, errState) {
 		return errors.Join(a.serveBare(ctx, err), a.close())
@@ -337,6 +344,7 @@ func (a *Appliance) mountAll() error {
 		}
 	}
 	a.strangers()
+	a.keepConfig()
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (s *store) keepOption() func(*fs.Connection) error {
 // strangers handles what is left of mounts that the config does not know any more. An unused one goes; one with open files
 // stays with the manager, for the operator to decide: its guests wait.
 func (a *Appliance) strangers() {
-	for name, f := range a.stored {
+	for name, f := range a.stored { // keptConfig is none
 		if filepath.Ext(name) != keptState {
 			continue
 		}

@@ -216,5 +216,5 @@ func (s *store) hostReasonsLocked(vm string) []control.Reason {
 		reasons = append(reasons, warning("vm-moved", "none, if it was meant: the points of "+vm+" stay. To keep a VM's replica over the renaming of its directory: stop vhdrelay, rename, name the VM and its disks in stores.vms, start",
 			"its images were moved, to %s: they are another VM there and are replicated anew", to))
 	}
-	return append(reasons, s.foreignReasonsLocked(vm)...)
+	return append(append(reasons, s.foreignReasonsLocked(vm)...), s.app.configReasons()...)
 }

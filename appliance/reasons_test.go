@@ -155,5 +155,5 @@ func TestI12_EveryReasonComesAndGoes(t *testing.T) {
 
 // byStore tells a code that a store gives by itself; its own tests have it.
 func byStore(code string) bool {
-	return slices.Contains([]string{health.ForeignWriter, health.StoreUnmounted, health.SourceShadowed, health.NestedMount, health.VMMoved}, code)
+	return slices.Contains([]string{health.ForeignWriter, health.StoreUnmounted, health.SourceShadowed, health.NestedMount, health.VMMoved, health.ConfigInvalid}, code)
 }

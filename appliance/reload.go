@@ -36,12 +36,14 @@ func (a *Appliance) reloads(ctx context.Context, hup chan os.Signal) error {
 func (a *Appliance) reload() {
 	old := a.config()
 	next, err := config.Load(old.Path)
+	a.misread(err)
 	if err != nil {
 		a.log.Error("config not reloaded; the old one stays in force", "path", old.Path, "code", "config-invalid", "cause", err, "action", "mend it, then: systemctl reload vhdrelay")
 		return
 	}
 	inForce, restart := old.Reload(next)
 	a.conf.Store(inForce)
+	a.keepConfig()
 	a.log.Info("config reloaded", "path", old.Path, "after_restart", restart)
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
 	"github.com/vhdrelay/vhdrelay/appliance/control"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
 	"github.com/vhdrelay/vhdrelay/appliance/lifecycle"
 	"github.com/vhdrelay/vhdrelay/fs"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -189,12 +190,14 @@ func TestReload(t *testing.T) {
 	if got := app.bandwidth(); got != mib || !r.logged("config-invalid") {
 		t.Errorf("limit %d after a file that does not parse", got)
 	}
+	r.await("web", "the reason", hasReason(health.ConfigInvalid))
 	r.extra = ""
 	r.must(os.WriteFile(r.path, bytes.Replace(mustRead(t, r), []byte("interval: 5s"), []byte("interval: 7s"), 1), 0o600))
 	app.reload()
 	if got := r.vm("web").IntervalSeconds; got != 7 {
 		t.Errorf("interval %v, want 7", got)
 	}
+	r.await("web", "the end of the reason", func(v control.VM) bool { return !hasReason(health.ConfigInvalid)(v) })
 }
 
 func mustRead(t *testing.T, r *rig) []byte {

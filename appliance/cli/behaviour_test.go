@@ -236,7 +236,7 @@ func TestServeEndsAsTheApplianceDoes(t *testing.T) {
 		want control.Exit
 	}{{nil, 0}, {errors.New("mount refused"), 1}, {control.Refused(control.CodeRunning, "stop it", "another appliance"), 6}} {
 		r := newRig(t)
-		r.deps.Serve = func(context.Context, *config.Config, *slog.Logger) error { return c.err }
+		r.deps.Serve = func(context.Context, string, *slog.Logger) error { return c.err }
 		if text, exit := r.run("serve"); exit != c.want {
 			t.Errorf("%v: %s", c.err, text)
 		}
@@ -246,7 +246,7 @@ func TestServeEndsAsTheApplianceDoes(t *testing.T) {
 func TestServeLogsDebugOnlyWhenAsked(t *testing.T) {
 	for _, debug := range []bool{false, true} {
 		r := newRig(t)
-		r.deps.Serve = func(_ context.Context, _ *config.Config, log *slog.Logger) error {
+		r.deps.Serve = func(_ context.Context, _ string, log *slog.Logger) error {
 			log.Debug("detail")
 			return nil
 		}

@@ -23,8 +23,9 @@ type Deps struct {
 	// Now is the clock of ages and rates.
 	Now func() time.Time
 
-	// Serve runs the appliance until ctx ends.
-	Serve func(ctx context.Context, c *config.Config, log *slog.Logger) error
+	// Serve runs the appliance with the configuration at a path until ctx ends. One that does not read is config.ErrInvalid,
+	// unless it has to be tried again.
+	Serve func(ctx context.Context, path string, log *slog.Logger) error
 
 	// Points, Export and Verify work on the target alone: no daemon, no local state. They return *control.Error for what an
 	// operator can do something about; Verify returns one with ExitDiffers, and its result, if it found differences.

@@ -171,7 +171,11 @@ func newRig(t *testing.T) *rig {
 		"stores: [{name: main, source: /srv/vhd, mount: /vhd}]\ntarget: {url: 'dir:///mnt/nas'}\n")
 	clock := now
 	r.deps = Deps{Version: "1.2.3", Stdout: &r.out, Stderr: &r.err, Now: func() time.Time { clock = clock.Add(2 * time.Second); return clock },
-		Serve: func(_ context.Context, c *config.Config, log *slog.Logger) error {
+		Serve: func(_ context.Context, path string, log *slog.Logger) error {
+			c, err := config.Load(path)
+			if err != nil {
+				return err
+			}
 			log.Info("serving", "stores", len(c.Stores))
 			return nil
 		},

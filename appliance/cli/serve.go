@@ -18,18 +18,15 @@ func (a *app) serveCommand() *cobra.Command {
 	cmd := a.command(spec{
 		use: "serve", short: "Run the appliance", args: cobra.NoArgs,
 		long: "Mounts the stores, records changes and replicates them until it is told to stop (SIGTERM, SIGINT). This is what\n" +
-			"the systemd unit runs. SIGHUP reads the configuration again. The log goes to standard error.",
+			"the systemd unit runs. SIGHUP reads the configuration again. Where guests wait for a mount that the process before this one\n" +
+			"left, a configuration that does not read gives way to the one of before. The log goes to standard error.",
 		exits: []control.Exit{control.ExitConfig, control.ExitRefused},
 		run: func(ctx context.Context, _ []string) error {
-			c, err := a.config()
-			if err != nil {
-				return err
-			}
 			level := slog.LevelInfo
 			if debug {
 				level = slog.LevelDebug
 			}
-			return a.Serve(ctx, c, slog.New(systemd.LogHandler(a.Stderr, level)))
+			return a.Serve(ctx, a.configPath, slog.New(systemd.LogHandler(a.Stderr, level)))
 		},
 	})
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more")

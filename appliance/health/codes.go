@@ -32,6 +32,7 @@ const (
 	UnprotectedFormat = "unprotected-format"
 	NoDisks           = "no-disks"
 	Leaving           = "leaving"
+	ConfigInvalid     = "config-invalid"
 
 	// Of a store around its VMs.
 	ForeignWriter  = "foreign-writer"
@@ -74,6 +75,7 @@ var Codes = []Meaning{
 	{ComparisonFailed, control.SeverityWarning, "a comparison ended early; it is tried again", "look at the image and at the disk of the state directory"},
 	{JournalFailing, control.SeverityWarning, "the state directory takes no records: changes are marked on the images, a crash now costs a whole comparison", "look at the disk of the state directory"},
 	{UnprotectedFormat, control.SeverityWarning, "files whose format is served but not protected", "convert them to a fixed VHD or raw"},
+	{ConfigInvalid, control.SeverityWarning, "the config file does not read; what was in force before it was changed goes on", "mend it (`vhdrelay check-config`), then `systemctl reload vhdrelay`"},
 	{NestedMount, control.SeverityWarning, "what is mounted inside a source is not served", "mount it elsewhere, or make it the source of a store of its own"},
 	{VMMoved, control.SeverityWarning, "images went to another VM with the renaming of a directory", "nothing, if it was meant: the points of the old name stay"},
 	{NoDisks, control.SeverityWarning, "the VM has no disk any more; the points made so far stay", "`vhdrelay unprotect VM`, if they were removed on purpose"},

@@ -141,7 +141,7 @@ func TestJudge(t *testing.T) {
 // TestI12_EveryCodeIsJudged: no line of the table without a situation that leads to it.
 func TestI12_EveryCodeIsJudged(t *testing.T) {
 	seen := map[string]bool{}
-	for _, code := range []string{ImageRefused, ForeignWriter, StoreUnmounted, SourceShadowed, NestedMount, VMMoved} {
+	for _, code := range []string{ImageRefused, ForeignWriter, StoreUnmounted, SourceShadowed, NestedMount, VMMoved, ConfigInvalid} {
 		seen[code] = true // of the store, as image-untracked
 	}
 	for _, x := range situations {

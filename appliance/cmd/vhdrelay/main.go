@@ -11,7 +11,6 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance"
 	"github.com/vhdrelay/vhdrelay/appliance/cli"
-	"github.com/vhdrelay/vhdrelay/appliance/config"
 )
 
 func main() {
@@ -21,8 +20,8 @@ func main() {
 	exit := cli.Run(ctx, cli.Deps{
 		Version: appliance.Version, Stdout: os.Stdout, Stderr: os.Stderr, Now: time.Now,
 		Terminal: isTerminal(os.Stderr), Stdin: os.Stdin, Interactive: isTerminal(os.Stdin),
-		Serve: func(ctx context.Context, c *config.Config, log *slog.Logger) error {
-			return appliance.Serve(ctx, c, appliance.Options{Log: log})
+		Serve: func(ctx context.Context, path string, log *slog.Logger) error {
+			return appliance.ServeFile(ctx, path, appliance.Options{Log: log})
 		},
 		Points: appliance.Points, Export: appliance.Export, Verify: appliance.Verify, Preflight: appliance.Preflight,
 		JournalCheck: appliance.JournalCheck, JournalDump: appliance.JournalDump,
