@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
 	"time"
 )
 
@@ -23,11 +24,13 @@ type job struct {
 // bandwidth says whether the job's figure is bytes per second, not operations.
 func (j job) bandwidth() bool { return j.block >= 1<<20 }
 
-// args are fio's for a run of d on a file that exists. buffered: without O_DIRECT, on a file whose cache is meant to
-// take the writes.
-func (j job) args(file string, size int64, d time.Duration, buffered bool) []string {
+// writes says whether the job writes.
+func (j job) writes() bool { return strings.HasSuffix(j.rw, "write") }
+
+// args are fio's for a run of d on a file that exists: without O_DIRECT if it is raw, on its cache.
+func (j job) args(v *variant, size int64, d time.Duration) []string {
 	a := []string{
-		"--name=" + j.name, "--filename=" + file, "--rw=" + j.rw, fmt.Sprintf("--bs=%d", j.block), fmt.Sprintf("--size=%d", size),
+		"--name=" + j.name, "--filename=" + v.file, "--rw=" + j.rw, fmt.Sprintf("--bs=%d", j.block), fmt.Sprintf("--size=%d", size),
 		"--time_based", fmt.Sprintf("--runtime=%dms", d.Milliseconds()), "--norandommap", "--randrepeat=0", "--allow_file_create=0",
 		"--fallocate=none", "--invalidate=0", "--fsync_on_close=0", "--output-format=json", "--thread",
 	}
@@ -37,8 +40,11 @@ func (j job) args(file string, size int64, d time.Duration, buffered bool) []str
 	default:
 		a = append(a, "--ioengine=psync")
 	}
-	if j.depth > 1 && !buffered {
+	if j.depth > 1 && !v.raw {
 		a = append(a, "--direct=1")
+	}
+	if v.offset > 0 {
+		a = append(a, fmt.Sprintf("--offset=%d", v.offset))
 	}
 	if j.fsync > 0 {
 		a = append(a, fmt.Sprintf("--fsync=%d", j.fsync))
@@ -114,17 +120,17 @@ type direction struct {
 }
 
 // run runs the job.
-func (j job) run(ctx context.Context, file string, size int64, d time.Duration, buffered bool) (load, error) {
-	cmd := exec.CommandContext(ctx, "fio", j.args(file, size, d, buffered)...)
+func (j job) run(ctx context.Context, v *variant, size int64, d time.Duration) (load, error) {
+	cmd := exec.CommandContext(ctx, "fio", j.args(v, size, d)...)
 	var diag bytes.Buffer
 	cmd.Stderr = &diag
 	out, err := cmd.Output()
 	if err != nil {
-		return load{}, fmt.Errorf("fio %s on %s: %w: %s", j.name, file, err, bytes.TrimSpace(diag.Bytes()))
+		return load{}, fmt.Errorf("fio %s on %s: %w: %s", j.name, v.file, err, bytes.TrimSpace(diag.Bytes()))
 	}
 	l, err := parseLoad(out)
 	if err != nil {
-		return load{}, fmt.Errorf("fio %s on %s: %w", j.name, file, err)
+		return load{}, fmt.Errorf("fio %s on %s: %w", j.name, v.file, err)
 	}
 	return l, nil
 }

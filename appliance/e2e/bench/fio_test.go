@@ -55,14 +55,14 @@ func TestJobArguments(t *testing.T) {
 	deep := job{name: "n", rw: "randwrite", block: 4096, depth: 32, fsync: 0}
 	for _, c := range []struct {
 		job      job
-		buffered bool
+		variant  variant
 		has, not []string
 	}{
-		{deep, false, []string{"--ioengine=libaio", "--iodepth=32", "--direct=1", "--runtime=1500ms", "--bs=4096", "--filename=f", "--size=8192"}, []string{"--fsync=32"}},
-		{deep, true, []string{"--ioengine=libaio"}, []string{"--direct=1"}},
-		{job{depth: 1, fsync: 32, rate: 9}, false, []string{"--ioengine=psync", "--fsync=32", "--rate_iops=9"}, []string{"--direct=1", "--ioengine=libaio"}},
+		{deep, variant{file: "f"}, []string{"--ioengine=libaio", "--iodepth=32", "--direct=1", "--runtime=1500ms", "--bs=4096", "--filename=f", "--size=8192"}, []string{"--fsync=32", "--offset=0"}},
+		{deep, variant{raw: true, offset: 3072}, []string{"--ioengine=libaio", "--offset=3072"}, []string{"--direct=1"}},
+		{job{depth: 1, fsync: 32, rate: 9}, variant{}, []string{"--ioengine=psync", "--fsync=32", "--rate_iops=9"}, []string{"--direct=1", "--ioengine=libaio"}},
 	} {
-		args := c.job.args("f", 8192, 1500*time.Millisecond, c.buffered)
+		args := c.job.args(&c.variant, 8192, 1500*time.Millisecond)
 		for _, a := range c.has {
 			if !slices.Contains(args, a) {
 				t.Errorf("%+v: %s is missing in %v", c.job, a, args)

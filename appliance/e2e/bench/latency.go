@@ -71,7 +71,7 @@ func (b *bench) latencyOnce(s *store, size int64, busy bool) (load, error) {
 	} else {
 		shipped <- nil
 	}
-	l, err := job{name: "latency", rw: "randwrite", block: 4096, depth: 1, rate: latencyRate}.run(b.ctx, s.mounted, size, b.turn, false)
+	l, err := job{name: "latency", rw: "randwrite", block: 4096, depth: 1, rate: latencyRate}.run(b.ctx, &variant{file: s.mounted}, size, b.turn)
 	return l, errors.Join(err, <-shipped)
 }
 

@@ -48,6 +48,7 @@ type measurement struct {
 func measurements() []measurement {
 	return []measurement{
 		{"fio", (*bench).matrix},
+		{"formats", (*bench).formats},
 		{"latency", (*bench).latency},
 		{"state", (*bench).stateDisk},
 		{"ship", (*bench).shipping},
@@ -83,7 +84,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func configure(args []string, out io.Writer) (b *bench, which *regexp.Regexp, err error) {
 	b = &bench{out: out, log: os.Stderr}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	pattern := flags.String("run", "", "only the measurements whose name matches: fio, latency, state, ship, scan, crash, memory")
+	pattern := flags.String("run", "", "only the measurements whose name matches: fio, formats, latency, state, ship, scan, crash, memory")
 	flags.IntVar(&b.rounds, "rounds", 5, "rounds of the interleaved measurements")
 	flags.BoolVar(&b.short, "short", false, "smaller files, fewer and shorter rounds: for a look, not for the README")
 	flags.DurationVar(&b.turn, "turn", 2*time.Second, "how long each variant runs in a round")

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -75,6 +76,7 @@ func (b *bench) variants(size int64) (made []*variant, err error) {
 
 // turns is the order in which n variants run in a round: over n rounds each runs once in each place and, if n is even,
 // once after each other one (E. J. Williams 1949), because a variant inherits the disk and the caches of the one before it.
+// If n is odd the next n rounds go backwards, and it is twice in 2n rounds.
 func turns(n, round int) []int {
 	order := make([]int, n)
 	for i := range order {
@@ -84,14 +86,25 @@ func turns(n, round int) []int {
 		}
 		order[i] = (step + round) % n
 	}
+	if n%2 == 1 && round/n%2 == 1 {
+		slices.Reverse(order)
+	}
 	return order
 }
 
-// interleave runs one job on all variants in turn, round by round, in a balanced order. Nobody's turn pays for what
-// another left to be written back.
+// interleave runs one job on all variants of the matrix.
 func (b *bench) interleave(j job, variants []*variant, size int64) (figures, error) {
+	return b.inTurns(j, variants, size, b.rounds, func(round int, f figures) {
+		b.progress("%s, round %d of %d: on/off %.2f, on/qemu %.2f, on/raw %.2f", j.name, round+1, b.rounds,
+			f[shimOn][round]/f[shimOff][round], f[shimOn][round]/f[qemuFUSE][round], f[shimOn][round]/f[rawFile][round])
+	})
+}
+
+// inTurns runs one job on all variants in turn, round by round, in a balanced order, and tells of each round. Nobody's turn
+// pays for what another left to be written back.
+func (b *bench) inTurns(j job, variants []*variant, size int64, rounds int, told func(round int, f figures)) (figures, error) {
 	f := figures{}
-	for round := range b.rounds {
+	for round := range rounds {
 		for _, i := range turns(len(variants), round) {
 			v := variants[i]
 			for _, other := range variants {
@@ -99,14 +112,13 @@ func (b *bench) interleave(j job, variants []*variant, size int64) (figures, err
 					return nil, err
 				}
 			}
-			l, err := j.run(b.ctx, v.file, size, b.turn, v.raw)
+			l, err := j.run(b.ctx, v, size, b.turn)
 			if err != nil {
 				return nil, err
 			}
 			f[v.name] = append(f[v.name], l.figure(j))
 		}
-		b.progress("%s, round %d of %d: on/off %.2f, on/qemu %.2f, on/raw %.2f", j.name, round+1, b.rounds,
-			f[shimOn][round]/f[shimOff][round], f[shimOn][round]/f[qemuFUSE][round], f[shimOn][round]/f[rawFile][round])
+		told(round, f)
 	}
 	return f, nil
 }

@@ -107,18 +107,27 @@ func TestMatrixRowsHoldEachBudget(t *testing.T) {
 }
 
 func TestTurnsAreBalanced(t *testing.T) {
-	const n = 4
-	places, after := map[[2]int]int{}, map[[2]int]int{}
-	for round := range n {
-		order := turns(n, round)
-		for i, v := range order {
-			places[[2]int{i, v}]++
-			if i > 0 {
-				after[[2]int{order[i-1], v}]++
+	for n, times := range map[int]int{4: 1, 3: 2} { // how often each is in each place, and after each other one
+		places, after := map[[2]int]int{}, map[[2]int]int{}
+		for round := range n * times {
+			order := turns(n, round)
+			for i, v := range order {
+				places[[2]int{i, v}]++
+				if i > 0 {
+					after[[2]int{order[i-1], v}]++
+				}
 			}
 		}
-	}
-	if len(places) != n*n || len(after) != n*(n-1) {
-		t.Errorf("%d of %d places, %d of %d successions", len(places), n*n, len(after), n*(n-1))
+		for what, counts := range map[string]map[[2]int]int{"places": places, "successions": after} {
+			want := map[string]int{"places": n * n, "successions": n * (n - 1)}[what]
+			if len(counts) != want {
+				t.Errorf("%d of %d %s of %d", len(counts), want, what, n)
+			}
+			for pair, c := range counts {
+				if c != times {
+					t.Errorf("%s of %d: %v %d times, want %d", what, n, pair, c, times)
+				}
+			}
+		}
 	}
 }

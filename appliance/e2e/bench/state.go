@@ -93,7 +93,7 @@ func (b *bench) syncs(s *store, v *volume, size int64) (row, error) {
 	var l load
 	busy, err := v.during(func() error {
 		var err error
-		l, err = job{name: "steady", rw: "randwrite", block: 4096, depth: 1}.run(b.ctx, s.mounted, size, span, false)
+		l, err = job{name: "steady", rw: "randwrite", block: 4096, depth: 1}.run(b.ctx, &variant{file: s.mounted}, size, span)
 		return err
 	})
 	if err != nil {

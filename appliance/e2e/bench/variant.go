@@ -19,7 +19,8 @@ type variant struct {
 	name    string
 	file    string // what fio opens
 	backing string // what holds the bytes
-	raw     bool
+	offset  int64  // where in the file fio begins
+	raw     bool   // its cache is meant to take the writes
 	close   func() error
 }
 
