@@ -170,9 +170,6 @@ func (e *export) open() error {
 	if err == nil && e.cursor.Done == 0 {
 		err = f.Truncate(0)
 	}
-	if err == nil {
-		e.out, err = e.output(f)
-	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", f.Name(), err), f.Close())
 	}
@@ -188,6 +185,11 @@ func (e *export) close() {
 
 // fill writes what is missing and proves the whole.
 func (e *export) fill(ctx context.Context) error {
+	if e.file != nil {
+		if err := e.begin(ctx); err != nil {
+			return fmt.Errorf("%s: %w", e.file.Name(), err)
+		}
+	}
 	if e.cursor.Proven {
 		e.opts.Progress(e.d.size, e.d.size)
 		return nil
