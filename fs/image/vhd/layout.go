@@ -21,8 +21,8 @@ const (
 	unallocated   = 0xffffffff
 
 	maxBlockSize = 256 << 20
-	maxLocator   = 64 << 10 // bytes of a parent's path that are believed
-	maxEntries   = 64 << 20 // of a block table, sixty times what a disk of 2,040 GiB takes with blocks of 2 MiB
+	maxLocator   = 64 << 10                   // bytes of a parent's path that are believed
+	maxEntries   = (2040 << 30) / (512 << 10) // of a block table: the largest disk in blocks of a quarter of the usual size
 )
 
 // Offsets of the fields of a dynamic header (specification, "Dynamic Disk Header Format").

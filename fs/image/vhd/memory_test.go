@@ -38,6 +38,7 @@ func TestMemoryIsBoundedByTheFile(t *testing.T) {
 		limit uint64
 	}{
 		{"a table of 260 MiB in a sparse file", hostile(1<<30, 65<<20*512, 512, 65<<20, nil), "max table entries", 1 << 20},
+		{"one entry more than the largest disk has", hostile(1<<30, 2040<<30+512<<10, 512<<10, 4_177_921, nil), "max table entries", 1 << 20},
 		{"blocks one on the other", overlaid, "block table entry 1", 16 << 20},
 	} {
 		err := imagetest.CheckMemory(t, c.what, c.limit, func() error { _, err := Open(c.file, c.file.Size); return err })

@@ -31,6 +31,7 @@ const (
 	logVersion      = 0
 
 	maxVirtual = 64 << 40
+	maxBlocks  = 8 << 20 // of a disk whose table is read: the largest replica, 8 TiB, in the smallest blocks
 	maxItem    = mebibyte
 	maxLog     = 64 * mebibyte // what is read at once; Hyper-V and QEMU make logs of 1 MiB
 )

@@ -28,6 +28,9 @@ func (v *view) table(h header, r regions, m metadata, format image.Format) (*ima
 	if m.link != nil {
 		s.Differencing, s.Parent = true, m.link.ID
 	}
+	if s.Blocks() > maxBlocks { // a sparse file has room for a table of any size
+		return nil, fail("block table", r.table.Start, fmt.Sprintf("%d blocks", s.Blocks()), fmt.Sprintf("at most %d, which are 8 TiB in blocks of 1 MiB", maxBlocks), image.ErrUnsupported)
+	}
 	chunks := (s.Blocks() + s.ChunkRatio - 1) / s.ChunkRatio
 	entries := s.Blocks() + (s.Blocks()-1)/s.ChunkRatio
 	if s.Differencing {

@@ -34,6 +34,8 @@ func TestMemoryIsBoundedByTheFile(t *testing.T) {
 		{"keys that all name the same text", "parent locator entry", echoing(base), image.ErrInvalid},
 		{"a log of 2 GiB", "log length", imagetest.Sparse{Size: 4 << 30, Parts: map[int64][]byte{0: log}}, image.ErrFeature},
 		{"an item again and again", "metadata item", imagetest.Sparse{Size: int64(len(items)), Parts: map[int64][]byte{0: items}}, image.ErrInvalid},
+		{"64 TiB in blocks of 1 MiB", "block table", claiming(64 << 40), image.ErrUnsupported},
+		{"one block more than a replica can hold", "block table", claiming(8<<40 + mebibyte), image.ErrUnsupported},
 	} {
 		err := imagetest.CheckMemory(t, c.what, 24<<20, func() error { _, err := Open(c.file, c.file.Size); return err })
 		e := (*image.Error)(nil)
@@ -70,4 +72,21 @@ func echoing(parent *imagetest.VHDX) imagetest.Sparse {
 	entry := bytes.Index(w.B[imagetest.VHDXMetadata:], itemLocator[:])
 	le.PutUint32(w.B[imagetest.VHDXMetadata+entry+20:], 900<<10)
 	return imagetest.Sparse{Size: int64(len(w.B)), Parts: map[int64][]byte{0: w.B}}
+}
+
+// claiming is a sparse file with a block table that is large enough for its disk of blocks of 1 MiB, and empty.
+func claiming(virtual int64) imagetest.Sparse {
+	w := imagetest.NewVHDX(3<<20, mebibyte, 512, 1, nil, "")
+	le.PutUint64(w.B[imagetest.VHDXMetadata+64<<10+8:], uint64(virtual))
+	const table = 600 * mebibyte
+	for _, at := range []int{regionAt, otherRegionAt} {
+		r := w.B[at : at+tableSize]
+		for k := range le.Uint32(r[8:]) {
+			if e := r[16+k*tableEntry:]; bytes.Equal(e[:16], regionTable[:]) {
+				le.PutUint32(e[24:], table)
+			}
+		}
+		seal(r)
+	}
+	return imagetest.Sparse{Size: 2 * table, Parts: map[int64][]byte{0: w.B}}
 }
