@@ -16,6 +16,9 @@ import (
 // longest that the window, the scrub and what the pipeline found are not looked at.
 const compareRetry = 10 * time.Second
 
+// comparePause is the least time between two turns.
+const comparePause = 500 * time.Millisecond
+
 // A comparison that fails is tried again, and says so everywhere.
 const (
 	codeComparison   = "comparison-failed"
@@ -76,14 +79,29 @@ func (r *resyncer) run(ctx context.Context) {
 			return
 		}
 		r.note(err)
-		select {
-		case <-ctx.Done():
+		if !r.rest(ctx, moved) {
 			return
-		case <-r.kick:
-		case <-moved:
-		case <-time.After(compareRetry):
 		}
 	}
+}
+
+// rest waits for the next turn; false when ctx ended. What a turn does may move the
+// pipeline: some time passes between two, unless somebody asks.
+func (r *resyncer) rest(ctx context.Context, moved <-chan struct{}) bool {
+	for _, wait := range []struct {
+		moved <-chan struct{}
+		most  time.Duration
+	}{{nil, comparePause}, {moved, compareRetry}} {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-r.kick:
+			return true
+		case <-wait.moved:
+		case <-time.After(wait.most):
+		}
+	}
+	return true
 }
 
 func (r *resyncer) note(err error) {

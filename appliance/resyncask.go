@@ -63,7 +63,7 @@ func (r *resyncer) ask(disks []*attached, opts control.ResyncOptions) error {
 		l.Now, l.Held = l.Now || opts.Now, ""
 		for _, a := range disks {
 			if _, wanted := l.Deep[a.disk.Name()]; opts.Deep && !wanted {
-				l.Deep[a.disk.Name()] = deepWish{Reason: reason}
+				l.want(a.disk.Name(), reason)
 			}
 		}
 	})
@@ -84,7 +84,7 @@ func (r *resyncer) cancel() (control.Resync, error) {
 	if cancellable == 0 {
 		return r.status(), control.Refused("nothing-to-cancel", "vhdrelay status "+r.m.name+" says what runs", "VM %s has no comparison that could be cancelled", r.m.name)
 	}
-	err := r.wishes.update(func(l *wishList) { l.Now, l.Held, l.Deep = false, heldCancelled, nil })
+	err := r.wishes.cancel()
 	r.mu.Lock()
 	if r.mu.stop != nil {
 		r.mu.stop(errStopped)

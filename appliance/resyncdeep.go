@@ -42,6 +42,9 @@ func (r *resyncer) deep(ctx context.Context, t task) error {
 	d := resync.NewDeep(resync.DeepDeps{Replica: w, Table: table,
 		Forget: func(rs ...extent.Range[extent.DiskBlock]) error {
 			from.Found += extent.Of(rs...).Blocks()
+			if err := r.wishes.keep(name, from); err != nil { // first: once they are unknown nobody finds them again
+				return err
+			}
 			return r.m.pipeline.ForgetBlocks(id, rs...)
 		},
 		Passed: func(at extent.DiskBlock) error {

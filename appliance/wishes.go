@@ -23,8 +23,18 @@ type wishList struct {
 	Held string `json:"held,omitempty"`
 	// Deep are the disks, by name, whose replica is to be compared.
 	Deep map[string]deepWish `json:"deep,omitempty"`
+	// Left is how far those came that were cancelled: what they found is known nowhere else.
+	Left map[string]deepWish `json:"left,omitempty"`
 	// Scrubbed is when a disk's replica was last compared, or as if it was.
 	Scrubbed map[string]time.Time `json:"scrubbed,omitempty"`
+}
+
+// want has a replica compared, from where an earlier comparison was cancelled.
+func (l *wishList) want(disk, reason string) {
+	w := l.Left[disk]
+	w.Reason = reason
+	l.Deep[disk] = w
+	delete(l.Left, disk)
 }
 
 // deepWish is why, and how far it is.
@@ -61,7 +71,7 @@ func (w *wishes) get() wishList {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l := w.mu.list
-	l.Deep, l.Scrubbed = maps.Clone(l.Deep), maps.Clone(l.Scrubbed)
+	l.Deep, l.Left, l.Scrubbed = maps.Clone(l.Deep), maps.Clone(l.Left), maps.Clone(l.Scrubbed)
 	return l
 }
 
@@ -70,9 +80,12 @@ func (w *wishes) update(change func(*wishList)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	next := w.mu.list
-	next.Deep, next.Scrubbed = maps.Clone(next.Deep), maps.Clone(next.Scrubbed)
+	next.Deep, next.Left, next.Scrubbed = maps.Clone(next.Deep), maps.Clone(next.Left), maps.Clone(next.Scrubbed)
 	if next.Deep == nil {
 		next.Deep = map[string]deepWish{}
+	}
+	if next.Left == nil {
+		next.Left = map[string]deepWish{}
 	}
 	if next.Scrubbed == nil {
 		next.Scrubbed = map[string]time.Time{}
@@ -98,8 +111,10 @@ func (w *wishes) passed(disk string, d deepWish) error {
 
 func (w *wishes) keep(disk string, d deepWish) error {
 	err := w.update(func(l *wishList) {
-		if _, wanted := l.Deep[disk]; wanted { // else it was cancelled meanwhile
+		if _, wanted := l.Deep[disk]; wanted {
 			l.Deep[disk] = d
+		} else { // it was cancelled meanwhile
+			l.Left[disk] = d
 		}
 	})
 	w.mu.Lock()
@@ -108,10 +123,19 @@ func (w *wishes) keep(disk string, d deepWish) error {
 	return err
 }
 
+// cancel withdraws everything that is wanted.
+func (w *wishes) cancel() error {
+	return w.update(func(l *wishList) {
+		maps.Copy(l.Left, l.Deep)
+		l.Now, l.Held, l.Deep = false, heldCancelled, nil
+	})
+}
+
 // compared ends a deep wish.
 func (w *wishes) compared(disk string, now time.Time) error {
 	return w.update(func(l *wishList) {
 		delete(l.Deep, disk)
+		delete(l.Left, disk)
 		l.Scrubbed[disk] = now.UTC()
 	})
 }
@@ -149,7 +173,7 @@ func (w *wishes) gather(r *resyncer) error {
 	}
 	return w.update(func(l *wishList) {
 		for name, reason := range due {
-			l.Deep[name] = deepWish{Reason: reason}
+			l.want(name, reason)
 		}
 		maps.Copy(l.Scrubbed, first)
 	})
