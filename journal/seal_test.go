@@ -214,6 +214,27 @@ func TestI3_SecondWriterWaitsForTheFirstOnesSave(t *testing.T) {
 	})
 }
 
+// A write is in its own phase's change set before it does the I/O of saving a block: a seal that comes meanwhile would miss it.
+func TestI2_WriteIsMarkedBeforeItSaves(t *testing.T) {
+	var d *Disk
+	var saved, marked bool
+	f := newModelFile(100)
+	r := newRig(t, Options{Hook: func(p string) {
+		if p == AfterBlocksClaimed {
+			saved, marked = true, d.Changed(blocks(7, 8))
+		}
+	}})
+	d = r.disk("a", f)
+	write(t, d, f, 3, 1, 1)
+	s := r.sealed(SealRequest{SavedLimit: 1 << 20, Extra: map[string][]blockRange{d.id: {blocks(7, 8)}}}) // listed, and not changed
+	write(t, d, f, 7, 1, 2)
+	if !saved || !marked {
+		t.Errorf("saved %v, marked by then %v", saved, marked)
+	}
+	spooled(t, s)
+	r.close()
+}
+
 func TestI3_EndOfTheEpochWaitsForItsSavers(t *testing.T) {
 	hang, saving := make(chan struct{}), make(chan struct{})
 	var once sync.Once

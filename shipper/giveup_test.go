@@ -46,6 +46,22 @@ func TestI4_GiveUpDropsTheSuffixAndCapturesItAgain(t *testing.T) {
 	})
 }
 
+// What given up epochs carried is unknown, of every one of them: nothing else would bring it to the target.
+func TestI4_WhatIsGivenUpIsUnknown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := stuck(t)
+		ms := r.spool.Manifests()
+		r.vm.requestGiveUp(ms[len(ms)-2].Epoch)
+		r.quota = 1
+		r.must(r.run(r.vm.captureStep))
+		if n := r.vm.disks()[0].table().UnknownCount(); n < 2*90*kib/4096 {
+			t.Errorf("%d entries are unknown", n)
+		}
+		r.quota = 64 * mib
+		r.finish()
+	})
+}
+
 // The quota shrinks under what is there while nothing can be shipped.
 func TestI10_QuotaIsHeldThroughAnOutage(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -313,3 +313,23 @@ func TestUnallocatedBlocksAreNotSent(t *testing.T) {
 		r.finish()
 	})
 }
+
+// What was trimmed is only in the table: a capture that is cut takes it along, or nobody would tell of it again.
+func TestI4_TrimBeyondAPrefixIsNotForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r, h, rng := translatedRig(t, "d.vhdx", 4*mib, 4*mib)
+		h.begun(r, rng, func() { h.put(0, bytes.Repeat([]byte{1}, 4*mib)) })
+		r.quiesce()
+		h.begun(r, rng, func() {
+			h.put(mib, bytes.Repeat([]byte{2}, 2*mib))
+			h.drop(0)
+			h.drop(3)
+		})
+		r.quota = 2 * mib
+		if m := r.capture(); m.Closed || !strings.Contains(m.OpenReason, "fit") {
+			t.Errorf("it was not cut: %+v", m)
+		}
+		r.quota = 64 * mib
+		r.finish()
+	})
+}

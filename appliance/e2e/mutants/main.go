@@ -183,7 +183,7 @@ func (b *bench) try(ctx context.Context, m mutant) (took time.Duration, by strin
 		return 0, "", fmt.Errorf("%w: %s", errApply, text)
 	}
 	began := time.Now()
-	text, err := b.shell(ctx, b.tree, "go test -trimpath -count=1 -timeout 10m -failfast "+m.check)
+	text, err := b.shell(ctx, b.tree, "go test -trimpath -count=1 -vet=off -timeout 10m -failfast "+m.check)
 	took = time.Since(began)
 	if _, back := b.shell(ctx, b.tree, "git apply -R '"+m.path+"'"); back != nil {
 		return 0, "", back
