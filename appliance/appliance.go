@@ -397,8 +397,8 @@ func (a *Appliance) beat(ctx context.Context) error {
 	tick, survey := time.NewTicker(journal.DefaultHeartbeat), time.NewTicker(surveyInterval)
 	defer tick.Stop()
 	defer survey.Stop()
-	for failing, journalFailed := false, false; ; {
-		journalFailed = a.lookAtJournal(journalFailed)
+	for failing, failures := false, uint64(0); ; {
+		failures = a.lookAtJournal(failures)
 		err := a.journal.Heartbeat(a.now())
 		if err != nil && !failing {
 			a.log.Warn("heartbeat not written: a crash now costs a comparison of every image", "code", "heartbeat-failed", "cause", err, "action", "look at the disk of the state directory")
@@ -416,15 +416,19 @@ func (a *Appliance) beat(ctx context.Context) error {
 	}
 }
 
-// lookAtJournal has what failed with the journal tried again at once when it works again.
-func (a *Appliance) lookAtJournal(failed bool) bool {
-	fails := a.journal.Failing() != nil
-	if failed && !fails {
+// lookAtJournal has what failed with the journal tried again at once when it works again, however short it failed; before is
+// what it returned the last time, at first 0.
+func (a *Appliance) lookAtJournal(before uint64) uint64 {
+	if a.journal.Failing() != nil {
+		return before
+	}
+	failures := a.journal.Failures()
+	if failures != before {
 		for _, m := range a.machines() {
 			m.pipeline.TryAgain()
 		}
 	}
-	return fails
+	return failures
 }
 
 // reap closes the files of former disks.

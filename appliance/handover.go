@@ -28,10 +28,30 @@ func (s *store) kept() *fs.Connection {
 	device, state := s.app.stored[s.keptName()+keptDevice], s.app.stored[s.keptName()+keptState]
 	delete(s.app.stored, s.keptName()+keptDevice)
 	delete(s.app.stored, s.keptName()+keptState)
+	if device == nil && state == nil {
+		return nil
+	}
 	if device == nil || state == nil {
+		s.letGo(device, state)
 		return nil
 	}
 	return &fs.Connection{Device: device, State: state}
+}
+
+// letGo ends a mount of which one descriptor is kept and not the other: the one that is there would keep it alive, with
+// nobody to answer, and whoever looks at the mount point would wait for ever.
+func (s *store) letGo(kept ...*os.File) {
+	s.log.Error("the service manager has one descriptor of the mount that the process before this one left, and not the other; who had files open sees I/O errors, and it is made afresh", "mount", s.conf.Mount, "code", "mount-damaged",
+		"action", "report it with the log; restart the guests that see I/O errors")
+	for _, f := range kept {
+		if f != nil {
+			f.Close()
+		}
+	}
+	s.unkeep()
+	if err := s.app.notify.Barrier(); err != nil {
+		s.log.Warn("the service manager may keep a mount that is gone", "code", "not-forgotten", "cause", err, "action", "if the start says that the mount waits: systemctl stop vhdrelay, and start it")
+	}
 }
 
 // keep gives the connection of a new mount to the manager, in place of an earlier one's.

@@ -73,6 +73,8 @@ func mountError(conf config.Store, err error) error {
 		e.Exit, e.Code, e.Action = control.ExitRefused, "mount-newer", "install the newer vhdrelay again and start it: guests wait for it. Or stop the virtual machines, then: systemctl stop vhdrelay; umount "+conf.Mount+"; and start this one"
 	case errors.Is(err, fs.ErrOther):
 		e.Exit, e.Code, e.Action = control.ExitRefused, "mount-other", "undo the change of the store in the config while images are open: guests wait. Or stop the virtual machines, then: systemctl stop vhdrelay, and start it"
+	case errors.Is(err, fs.ErrSilent):
+		e.Exit, e.Code, e.Action = control.ExitRefused, "mount-waits", waitsAction(conf.Mount)
 	case errors.Is(err, fs.ErrDamaged):
 		e.Code, e.Action = "mount-damaged", "report it with the log. Guests have to be started anew: systemctl stop vhdrelay, and start it"
 	case errors.Is(err, fs.ErrNested):
@@ -87,6 +89,11 @@ func mountError(conf config.Store, err error) error {
 		e.Code, e.Action = "mount-failed", "see the cause; the kernel's log may say more: dmesg"
 	}
 	return e
+}
+
+// waitsAction is what to do about a mount whose guests wait.
+func waitsAction(mount string) string {
+	return "start vhdrelay where its connection is kept: systemctl start vhdrelay; or give its guests up: umount -f " + mount
 }
 
 // holder names the process that has a directory locked, as " (vhdrelay, pid 123)"; ""

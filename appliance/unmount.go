@@ -108,6 +108,9 @@ func ClearMounts(conf *config.Config, name string, release bool) (control.Unmoun
 			err = fs.DetachDead(c.Mount, slog.New(slog.DiscardHandler))
 			gone.Stores = append(gone.Stores, c.Name)
 		}
+		if errors.Is(err, fs.ErrSilent) {
+			return gone, control.Refused("mount-waits", waitsAction(c.Mount), "store %s: %v", c.Name, err)
+		}
 		if err == nil && release {
 			err = releaseMountPoint(c)
 		}

@@ -35,7 +35,7 @@ func adopt(opts Options, c *Connection) (*Server, error) {
 		err = resend(c.Device)
 	}
 	if err != nil {
-		s.OnUnmount()
+		s.drop()
 		return nil, fmt.Errorf("take over the mount %s: %w", opts.Mount, err)
 	}
 	m := &Server{store: s, fuse: srv, mount: opts.Mount, device: c.Device, num: num, done: make(chan struct{}), kept: true, adopted: true}

@@ -380,3 +380,69 @@ func resident(t *testing.T, p *byte) bool {
 	}
 	return in&1 != 0
 }
+
+// TestSilentMountIsToldApart: a mount whose connection is kept and that nobody serves is neither dead nor asked for ever.
+func TestSilentMountIsToldApart(t *testing.T) {
+	k := newKeeper(t)
+	k.image("a.raw", 4096)
+	k.start()
+	if dead, err := Dead(k.mnt); dead || err != nil {
+		t.Errorf("while it is served: %v, %v", dead, err)
+	}
+	k.kill()
+	if dead, err := Dead(k.mnt); dead || !errors.Is(err, ErrSilent) {
+		t.Errorf("nobody serves it: %v, %v", dead, err)
+	}
+	if _, err := Mount(Options{Source: k.src, Mount: k.mnt}); !errors.Is(err, ErrSilent) {
+		t.Errorf("mounted over it: %v", err)
+	}
+}
+
+// TestFilesWithoutANameOutliveAFailedTakeover: who tries to take the mount over and cannot leaves all for the next one.
+func TestFilesWithoutANameOutliveAFailedTakeover(t *testing.T) {
+	k := newKeeper(t)
+	k.image("a.raw", 1<<20)
+	k.image("b.raw", 1<<20)
+	k.start()
+	w := startWriter(t, "holder", k.mnt, k.src)
+	for range 2 {
+		k.awaitFile("held")
+		os.Remove(filepath.Join(k.src, "held"))
+		k.kill()
+		k.failToTakeOver()
+		k.start()
+		if err := os.WriteFile(filepath.Join(k.src, "next"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.finish()
+}
+
+// failToTakeOver tries it with a device that goes away when the files are looked for.
+func (k *keeper) failToTakeOver() {
+	k.t.Helper()
+	device, err := unix.FcntlInt(k.conn.Device.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	c := &Connection{Device: os.NewFile(uintptr(device), "/dev/fuse"), State: dup(k.t, k.conn.State)}
+	r, w, err := os.Pipe()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer w.Close()
+	defer r.Close()
+	_, err = Mount(Options{Source: k.src, Mount: k.mnt, Kept: c, Volumes: unplugs(func() { unix.Dup3(int(r.Fd()), device, unix.O_CLOEXEC) })})
+	if !errors.Is(err, unix.EBADF) { // nobody can write into a pipe's end for reading
+		k.t.Fatalf("taken over: %v", err)
+	}
+	c.Device.Close()
+}
+
+// unplugs is told of images.
+type unplugs func()
+
+func (u unplugs) Attach(string, Identity) Tracker  { u(); return nil }
+func (u unplugs) Renamed(string, string, Identity) {}
+func (u unplugs) Removed(string, Identity)         {}
+func (u unplugs) Closed(string, Identity)          {}

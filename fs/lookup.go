@@ -15,15 +15,29 @@ func (s *store) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *f
 	}
 	return status(s.once(deed{
 		unique: in.Unique,
-		do:     func() error { return s.lookup(dir, name, out) },
-		repeat: func([2]uint64, bool) error {
-			n, err := s.find(dir, name, out)
-			if err == nil {
-				s.Forget(n.ino, 1)
-			}
-			return err
-		},
+		count:  func(a *act) error { return counted(a)(s.find(dir, name, out)) },
+		repeat: func(before [2]uint64) error { return s.recounted(before)(s.find(dir, name, out)) },
 	}))
+}
+
+// counted notes what was found and counted.
+func counted(a *act) func(*node, error) error {
+	return func(n *node, err error) error {
+		if err == nil {
+			a.answered(n.ino)
+		}
+		return err
+	}
+}
+
+// recounted gives back what was counted for an answer that the kernel has not got; the name may mean another file now.
+func (s *store) recounted(before [2]uint64) func(*node, error) error {
+	return func(_ *node, err error) error {
+		if err == nil {
+			s.Forget(before[1], 1)
+		}
+		return err
+	}
 }
 
 // Forget takes lookups back.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ var (
 	ErrMounted  = errors.New("another file system is mounted there")
 	ErrNotEmpty = errors.New("the mount point is not empty: files there would be hidden, or a VM ran beside the shim")
 	ErrBusy     = errors.New("files are open")
+	ErrSilent   = errors.New("the mount waits for a vhdrelay that takes it over: somebody keeps its connection, and nobody serves it")
 )
 
 // guardXattr on a mount point says that we made it immutable; its value is the mode it had before, in octal. We take
@@ -111,8 +113,11 @@ func unescape(s string) string {
 	return b.String()
 }
 
+// silence is how long a mount may take to answer statfs before it is ErrSilent.
+const silence = 3 * time.Second
+
 // Dead says whether a crashed daemon of ours left a mount at dir: one that answers ENOTCONN. It asks with statfs, because
-// the kernel still knows the root's attributes for a while.
+// the kernel still knows the root's attributes for a while. ErrSilent: it does not answer, and who asks it for anything waits.
 func Dead(dir string) (bool, error) {
 	dir, err := resolveDead(dir)
 	if err != nil {
@@ -126,8 +131,19 @@ func dead(dir string) (bool, error) {
 	if err != nil || len(at) == 0 || at[len(at)-1].fsType != "fuse."+fsType {
 		return false, err
 	}
-	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == unix.ENOTCONN, nil
+	answer := make(chan error, 1)
+	go func() { // it may stay until somebody answers, or this process ends: what nobody has read can be killed
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st)
+	}()
+	late := time.NewTimer(silence)
+	defer late.Stop()
+	select {
+	case err := <-answer:
+		return err == unix.ENOTCONN, nil
+	case <-late.C:
+		return false, fmt.Errorf("mount %s: %w", dir, ErrSilent)
+	}
 }
 
 // DetachDead unmounts what Dead finds at dir, however often; anything else stays.

@@ -46,20 +46,13 @@ func (s *store) make(unique uint64, dir *node, name string, create func() error,
 	return s.once(deed{
 		unique: unique, before: [2]uint64{s.inoAt(dir, name)},
 		did: func(before [2]uint64) bool { return before[0] == 0 && s.inoAt(dir, name) != 0 },
-		do: func() error {
+		count: func(a *act) error {
 			if err := create(); err != nil {
 				return err
 			}
-			_, err := enter()
-			return err
+			return counted(a)(enter())
 		},
-		repeat: func(_ [2]uint64, counted bool) error {
-			n, err := enter()
-			if err == nil && counted {
-				s.Forget(n.ino, 1)
-			}
-			return err
-		},
+		repeat: func(before [2]uint64) error { return s.recounted(before)(enter()) },
 	})
 }
 

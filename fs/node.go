@@ -75,6 +75,7 @@ func (n *node) reopen(flags int) (int, error) {
 
 // tree is the table of nodes and the shape they have below the source.
 type tree struct {
+	asked  atomic.Uint64 // counts the nodes that were asked for: it moves with every request
 	ledger func() *ledger
 	mu     struct { // no I/O under it but the close of a forgotten descriptor
 		sync.RWMutex
@@ -84,6 +85,7 @@ type tree struct {
 
 // get returns the node the kernel means; nil if it was never told of it.
 func (t *tree) get(id uint64) *node {
+	t.asked.Add(1)
 	t.mu.RLock()
 	n := t.mu.nodes[id]
 	t.mu.RUnlock()

@@ -27,15 +27,32 @@ func (s *store) reached(point string, request uint64) {
 // made itself.
 type deed struct {
 	unique uint64
-	// before are inode numbers that the names had, 0 for none: what did tells from them whether it is done.
+	// before are inode numbers that the names had, 0 for none: what did tells from them whether it is done. The second of a
+	// deed that answers with an inode is of answered instead.
 	before [2]uint64
 	// did says whether it has happened, if the process died between it and the note of it; nil: it may be done again.
 	did func(before [2]uint64) bool
-	// do does it.
-	do func() error
-	// repeat makes the answer of one that is done, and gives back what is counted twice so; counted says that it was counted
-	// before for certain. nil: there is nothing in the answer.
-	repeat func(before [2]uint64, counted bool) error
+	// do does it; or count does, which says in the note, as soon as that is so, what it has counted for the answer.
+	do    func() error
+	count func(*act) error
+	// repeat makes the answer of one that is done, and gives back what is counted twice so: of the inode before[1], if it is
+	// not 0. nil: there is nothing in the answer.
+	repeat func(before [2]uint64) error
+}
+
+// answered notes the inode whose lookup, or open, the answer is going to count: the ledger has counted it. nil is no note.
+func (a *act) answered(ino uint64) {
+	if a != nil {
+		atomic.StoreUint64(&a.before[1], ino)
+	}
+}
+
+// run does it.
+func (d deed) run(note *act) error {
+	if d.count != nil {
+		return d.count(note)
+	}
+	return d.do()
 }
 
 // once does a deed, or answers as it was answered, or would have been, by the process before this one.
@@ -44,7 +61,7 @@ func (s *store) once(d deed) error {
 	defer s.gate.RUnlock()
 	i, again := s.ledger.begin(d.unique, d.before)
 	if i < 0 {
-		return d.do()
+		return d.run(nil)
 	}
 	defer s.ledger.busy[i].Store(false)
 	a := &s.ledger.acts[i]
@@ -54,23 +71,23 @@ func (s *store) once(d deed) error {
 	}
 	if done || again && d.did != nil && d.did(a.before) {
 		s.log.Info("a request that the process before this one had done is answered", "request", a.unique)
-		err := d.answer(a.before, done)
+		err := d.answer(a.before)
 		a.end(err)
 		return err
 	}
 	s.reached(PointBefore, d.unique)
-	err := d.do()
+	err := d.run(a)
 	s.reached(PointDone, d.unique)
 	a.end(err)
 	s.reached(PointNoted, d.unique)
 	return err
 }
 
-func (d deed) answer(before [2]uint64, counted bool) error {
+func (d deed) answer(before [2]uint64) error {
 	if d.repeat == nil {
 		return nil
 	}
-	return d.repeat(before, counted)
+	return d.repeat(before)
 }
 
 // begin notes that the request is about to be done. If an earlier process began it, the note says what that process's

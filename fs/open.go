@@ -18,8 +18,9 @@ func (s *store) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	}
 	return status(s.once(deed{
 		unique: in.Unique,
-		do:     func() error { return s.openNode(n, in.Flags, out) },
-		repeat: func([2]uint64, bool) error { out.OpenFlags = s.openFlags(n); return nil },
+		did:    func(before [2]uint64) bool { return before[1] != 0 }, // it would truncate again
+		count:  func(a *act) error { return counted(a)(n, s.openNode(n, in.Flags, out)) },
+		repeat: func([2]uint64) error { out.OpenFlags = s.openFlags(n); return nil },
 	}))
 }
 
@@ -127,34 +128,39 @@ func (s *store) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *f
 	}
 	return status(s.once(deed{
 		unique: in.Unique, before: [2]uint64{s.inoAt(dir, name)},
-		did: func(before [2]uint64) bool { return before[0] == 0 && s.inoAt(dir, name) != 0 },
-		do: func() error {
+		did: func(before [2]uint64) bool { return before[1] != 0 || before[0] == 0 && s.inoAt(dir, name) != 0 },
+		count: func(a *act) error {
 			n, err := s.makeFile(dir, name, in, &out.EntryOut)
-			return s.openMade(n, err, in, out)
+			return s.openMade(a, n, err, in.Flags, out)
 		},
-		repeat: func(before [2]uint64, counted bool) error {
-			n, err := s.find(dir, name, &out.EntryOut)
-			if err == nil && before[0] == 0 { // the owner may not be set yet
-				err = settle(dir, n.fd, in.Mode, in.Umask, in.Owner)
-			}
-			if err = s.openMade(n, err, in, out); err == nil && counted {
-				s.release(n)
-				s.Forget(n.ino, 1)
-			}
-			return err
-		},
+		repeat: func(before [2]uint64) error { return s.createdBefore(dir, name, in, out, before) },
 	}))
 }
 
+// createdBefore answers a create whose file is made, and truncated: others may have written to it since.
+func (s *store) createdBefore(dir *node, name string, in *fuse.CreateIn, out *fuse.CreateOut, before [2]uint64) error {
+	n, err := s.find(dir, name, &out.EntryOut)
+	if err == nil && before[0] == 0 { // the owner may not be set yet
+		err = settle(dir, n.fd, in.Mode, in.Umask, in.Owner)
+	}
+	err = s.openMade(nil, n, err, in.Flags&^unix.O_TRUNC, out)
+	if had := s.tree.get(before[1]); err == nil && had != nil {
+		s.release(had)
+		s.Forget(had.ino, 1)
+	}
+	return err
+}
+
 // openMade opens a file for the one who created it.
-func (s *store) openMade(n *node, err error, in *fuse.CreateIn, out *fuse.CreateOut) error {
+func (s *store) openMade(a *act, n *node, err error, flags uint32, out *fuse.CreateOut) error {
 	if err != nil {
 		return err
 	}
-	if err := s.openNode(n, in.Flags&^unix.O_EXCL, &out.OpenOut); err != nil {
+	if err := s.openNode(n, flags&^unix.O_EXCL, &out.OpenOut); err != nil {
 		s.Forget(n.ino, 1) // the kernel counts no lookup in an answer that failed
 		return err
 	}
+	a.answered(n.ino)
 	if err := s.refresh(n, &out.EntryOut); err != nil {
 		s.release(n)
 		s.Forget(n.ino, 1)

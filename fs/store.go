@@ -66,6 +66,11 @@ func (s *store) OnUnmount() {
 	for _, n := range s.tree.all() {
 		s.show(n)
 	}
+	s.drop()
+}
+
+// drop closes everything, for a mount that goes on without us: files that are open there keep their hidden names.
+func (s *store) drop() {
 	s.tree.clear()
 	_ = s.ledger.close() // memory, and it is not needed any more
 }

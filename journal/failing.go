@@ -20,6 +20,7 @@ const (
 
 type health struct {
 	state atomic.Int32
+	fails atomic.Uint64 // how often it became failing
 	mu    struct { // guards the cause and the loop; no I/O
 		sync.Mutex
 		cause   error
@@ -41,6 +42,9 @@ func (j *Journal) Failing() error {
 	return fmt.Errorf("%w: %w", ErrFailing, j.health.mu.cause)
 }
 
+// Failures counts how often the journal became failing in this run: also a failure between two looks at Failing shows.
+func (j *Journal) Failures() uint64 { return j.health.fails.Load() }
+
 // fail makes the journal failing and sees to it that somebody tries to leave that state.
 func (j *Journal) fail(cause error) {
 	h := &j.health
@@ -48,6 +52,7 @@ func (j *Journal) fail(cause error) {
 	defer h.mu.Unlock()
 	if h.state.Swap(healthFailing) != healthFailing {
 		h.mu.cause = cause
+		h.fails.Add(1)
 		j.log.Error("journal is failing: images are marked suspect until it recovers", "class", "recoverable", "code", "journal-failing", "cause", cause,
 			"action", "check the state directory's disk")
 	}

@@ -37,14 +37,18 @@ func (n *Notifier) Store(name string, f *os.File) error {
 	if err := sendFile("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f); err != nil {
 		return fmt.Errorf("giving %s to systemd: %w", name, err)
 	}
-	return n.barrier()
+	return n.Barrier()
 }
 
 // Unstore has the manager forget what is stored under name.
 func (n *Notifier) Unstore(name string) error { return n.notify("FDSTOREREMOVE=1\nFDNAME=" + name) }
 
-// barrier returns when the manager has read everything sent before (sd_notify_barrier(3)): it closes what it is sent.
-func (n *Notifier) barrier() error {
+// Barrier returns when the manager has read everything sent before (sd_notify_barrier(3)): it closes what it is sent. Without a
+// manager it returns at once.
+func (n *Notifier) Barrier() error {
+	if !n.Manages() {
+		return nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/fs"
 )
 
 // The kernels: README has the table.
@@ -208,6 +209,10 @@ func tryAttribute(dir string) error {
 func (r *run) mount(s config.Store) {
 	if slices.Contains(r.Served, s.Mount) {
 		r.pass("mount", "store %s: served at %s", s.Name, s.Mount)
+		return
+	}
+	if _, err := fs.Dead(s.Mount); errors.Is(err, fs.ErrSilent) {
+		r.fail("mount", "start vhdrelay where its connection is kept: systemctl start vhdrelay", "store %s: %v", s.Name, err)
 		return
 	}
 	entries, err := os.ReadDir(s.Mount)
