@@ -11,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED := 0
 export PATH := $(CURDIR)/.tools/node_modules/.bin:$(PATH)
 
-.PHONY: help build docs tools test race lint demo bench acceptance guesttest powercut bootdrill fuzz torture mutants install uninstall clean
+.PHONY: help build docs tools test race lint demo bench chart acceptance guesttest powercut bootdrill fuzz torture mutants install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ demo: tools build ## the main job end to end: replicate, crash, lose the host, b
 
 bench: tools build ## the figures of the README, as ratios measured in one run
 	@$(GO) run ./appliance/e2e/bench
+
+chart: build ## draws a guest's write latency across a kill and an upgrade, for the README
+	@$(GO) run ./appliance/e2e/bench -chart appliance/e2e/bench/latency.svg
 
 acceptance: tools build ## the long runs; resumable
 	@$(GO) run ./appliance/e2e/acceptance

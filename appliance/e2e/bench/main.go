@@ -15,9 +15,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
 func main() {
+	if code, is := rig.Keeper(); is {
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
@@ -35,6 +40,7 @@ type bench struct {
 	rounds int
 	short  bool
 	turn   time.Duration // of one variant in one round
+	chart  string        // file to draw instead of measuring; "": none
 	out    io.Writer     // the report
 	log    io.Writer     // progress
 }
@@ -55,6 +61,7 @@ func measurements() []measurement {
 		{"scan", (*bench).scan},
 		{"crash", (*bench).crash},
 		{"memory", (*bench).memory},
+		{"deaths", (*bench).deaths},
 	}
 }
 
@@ -71,6 +78,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	if b.chart != "" {
+		return b.drawLatency(b.chart)
+	}
 	describe(b.out, b.dir)
 	rows, err := b.measure(which)
 	if len(rows) > 0 {
@@ -84,13 +94,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func configure(args []string, out io.Writer) (b *bench, which *regexp.Regexp, err error) {
 	b = &bench{out: out, log: os.Stderr}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	pattern := flags.String("run", "", "only the measurements whose name matches: fio, formats, latency, state, ship, scan, crash, memory")
+	pattern := flags.String("run", "", "only the measurements whose name matches: fio, formats, latency, state, ship, scan, crash, memory, deaths")
 	flags.IntVar(&b.rounds, "rounds", 5, "rounds of the interleaved measurements")
 	flags.BoolVar(&b.short, "short", false, "smaller files, fewer and shorter rounds: for a look, not for the README")
 	flags.DurationVar(&b.turn, "turn", 2*time.Second, "how long each variant runs in a round")
 	flags.StringVar(&b.dir, "dir", os.TempDir(), "where the files lie: a file system with 8 GiB free")
 	flags.StringVar(&b.binary, "binary", filepath.Join("bin", "vhdrelay"), "the appliance")
+	flags.StringVar(&b.chart, "chart", "", "draw a guest's write latency across a kill and an upgrade into this file (SVG), and measure nothing else")
 	if err := flags.Parse(args); err != nil {
+		return nil, nil, err
+	}
+	if b.chart, err = chartFile(b.chart); err != nil {
 		return nil, nil, err
 	}
 	if b.short {
