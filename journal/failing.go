@@ -21,7 +21,7 @@ const (
 type health struct {
 	state atomic.Int32
 	fails atomic.Uint64 // how often it became failing
-	mu    struct { // guards the cause and the loop; no I/O
+	mu    struct {      // guards the cause and the loop; no I/O
 		sync.Mutex
 		cause   error
 		looping bool

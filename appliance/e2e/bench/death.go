@@ -24,8 +24,8 @@ const (
 )
 
 // deaths measures how long guests wait when the process that serves is killed: from its death to the answer of a write that is sent
-// then. Somebody keeps the mount's connection and starts the next process 50 ms later, as the unit's service manager does after
-// its RestartSec.
+// then. Somebody keeps the mount's connection and starts the next process 50 ms later; the unit's manager does
+// after its RestartSec, 250 ms.
 func (b *bench) deaths() (rows []row, err error) {
 	for _, images := range []int{10, 1000} {
 		r, err := b.deathsWith(images)
