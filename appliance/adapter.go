@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/shipper"
 	"github.com/vhdrelay/vhdrelay/shipper/retry"
@@ -93,12 +94,21 @@ func (s sealedDisk) List(maxRun int64) iter.Seq[shipper.FileRange] { return s.Se
 type source struct {
 	disk    *journal.Disk
 	file    *os.File
-	foreign *atomic.Bool // another process may be writing to it
+	path    *atomic.Pointer[string] // in the store
+	foreign *atomic.Bool            // another process may be writing to it
 }
 
 func (s source) ID() string { return s.disk.ID() }
 
 func (s source) Name() string { return s.disk.Name() }
+
+func (s source) Path() string { return *s.path.Load() }
+
+// Stat says which file it is.
+func (s source) Stat() (chain.Stat, error) {
+	st, err := chain.OS{File: s.file}.Stat()
+	return st, whileRemoved(err)
+}
 
 func (s source) ReadAt(p []byte, off int64) (int, error) {
 	n, err := s.file.ReadAt(p, off)

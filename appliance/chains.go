@@ -108,3 +108,26 @@ func (m *machine) showChains(disks []control.Disk) {
 		}
 	}
 }
+
+// parents is the source of a store as the pipeline looks into it for what images lie over.
+type parents struct{ source string }
+
+// Open implements chain.Store.
+func (p parents) Open(name string) (chain.File, error) {
+	dir, err := chain.OpenDir(p.source)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Open(name)
+}
+
+// Names implements chain.Store.
+func (p parents) Names(name string) ([]string, error) {
+	dir, err := chain.OpenDir(p.source)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Names(name)
+}

@@ -65,6 +65,8 @@ func disksOf(p shipper.Status) []health.Disk {
 		switch {
 		case growing(d):
 			hd.NotYet = d.Err
+		case brokenChain(d):
+			hd.Chain = d.Err
 		case !hd.Foreign:
 			hd.Err = d.Err
 		}

@@ -109,7 +109,7 @@ func (a *Appliance) newMachine(s *store, name string) (*machine, error) {
 		return nil, err
 	}
 	m.pipeline, err = shipper.New(shipper.Deps{
-		Volume: volume{m.log, m.foreign, m.doubts}, Spool: m.spool, Open: a.openMeasured, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe,
+		Volume: volume{m.log, m.foreign, m.doubts}, Spool: m.spool, Open: a.openMeasured, Docs: documents{a.journal}, Buffers: a.buffers, Pacer: a.pacer, Probe: a.probe, Parents: parents{s.conf.Source},
 	}, m.options())
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/appliance/health"
 	"github.com/vhdrelay/vhdrelay/fs"
+	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/target"
 	"github.com/vhdrelay/vhdrelay/shipper/target/fake"
@@ -62,6 +63,13 @@ func (b *bubble) fills(n int) {
 	}
 }
 
+// chainBase is what the image that putLeaf makes lies over.
+var chainBase = imagetest.NewVHD(4*mib, 2*mib, 1, nil, "")
+
+func (b *bubble) putLeaf() {
+	b.put("web/leaf.avhd", imagetest.NewVHD(4*mib, 2*mib, 2, chainBase, "base.vhd").File())
+}
+
 var lives = map[string]life{
 	health.Retrying:   {come: func(b *bubble) { b.down(syscall.ECONNREFUSED); b.write("web/os.img", 0, 4096) }, mend: (*bubble).up},
 	health.CannotSend: {come: func(b *bubble) { b.down(target.ErrAuth); b.write("web/os.img", 0, 4096) }, mend: func(b *bubble) { b.up(); b.resume() }},
@@ -104,6 +112,10 @@ var lives = map[string]life{
 		b.put("web/new.vhd", torn)
 		b.attach("web/new.vhd")
 	}, mend: func(b *bubble) { b.put("web/new.vhd", vhd(make([]byte, mib))); b.resume() }},
+	health.ChainBroken: {come: func(b *bubble) { b.putLeaf(); b.attach("web/leaf.avhd") }, mend: func(b *bubble) {
+		b.put("web/base.vhd", chainBase.File())
+		b.attach("web/base.vhd") // at the mount: it is looked at again
+	}},
 	health.ImageIncomplete: {come: func(b *bubble) { b.put("web/new.vhd", nil); b.attach("web/new.vhd") },
 		mend: func(b *bubble) { b.put("web/new.vhd", vhd(make([]byte, mib))); b.idle(time.Minute) }},
 	health.JournalFailing: {come: func(b *bubble) {

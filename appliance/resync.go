@@ -9,6 +9,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/control"
 	"github.com/vhdrelay/vhdrelay/journal"
+	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync"
 )
 
@@ -169,13 +170,14 @@ func (r *resyncer) tasks() []task {
 	}
 	wanted := r.wishes.get().Deep
 	for _, a := range r.m.store.disksOf(r.m) {
-		if matching[a.disk.ID()] {
+		id, isDisk := r.m.pipeline.DiskOf(a.disk.ID())
+		if isDisk && matching[id] {
 			match = append(match, task{a, taskMatch, "its checksum table is rebuilt from the replica"})
 		}
 		if a.disk.Suspected() {
 			source = append(source, task{a, taskSource, a.disk.Recovery().Reason})
 		}
-		if w, ok := wanted[a.disk.Name()]; ok {
+		if w, ok := wanted[a.disk.Name()]; ok && isDisk {
 			deep = append(deep, task{a, taskDeep, w.Reason})
 		}
 	}
@@ -290,6 +292,9 @@ func (r *resyncer) end() bool {
 
 // compare is source × table.
 func (r *resyncer) compare(ctx context.Context, t task) error {
+	if r.m.pipeline.Unread(t.a.disk.ID()) {
+		return r.leaveToCapture(ctx, t)
+	}
 	c, ready := r.m.comparison(t.a.disk, t.a)
 	if !ready {
 		return nil
@@ -302,6 +307,28 @@ func (r *resyncer) compare(ctx context.Context, t task) error {
 	}
 	r.m.app.log.Info("compared with the checksum table", "vm", r.m.name, "disk", t.a.disk.Name(), "reason", t.reason,
 		"compared_bytes", report.Compared, "differing_bytes", report.Differing)
+	r.m.pipeline.SealSoon()
+	return nil
+}
+
+// leaveToCapture puts what is suspect of an image in a chain into the change set: what the disk has of it only all the images
+// of the chain can tell, which the next capture reads at one moment, and compares with the table.
+func (r *resyncer) leaveToCapture(ctx context.Context, t task) error {
+	var marked int64
+	end := extent.Cover[extent.FileBlock](0, t.a.disk.Size()).End
+	for _, suspect := range t.a.disk.Suspect() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if in := suspect.Intersect(extent.Range[extent.FileBlock]{End: end}); !in.Empty() {
+			t.a.disk.Mark(in)
+			marked += in.Bytes()
+		}
+		if err := t.a.disk.Compared(suspect); err != nil {
+			return err
+		}
+	}
+	r.m.app.log.Info("the next capture compares what is suspect of an image in a chain", "vm", r.m.name, "path", t.a.at(), "reason", t.reason, "bytes", marked)
 	r.m.pipeline.SealSoon()
 	return nil
 }

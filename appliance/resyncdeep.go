@@ -14,7 +14,11 @@ import (
 // deep is target × table: nothing if the replica is as we left it, else a comparison
 // of its newest snapshot, which goes on where an earlier one was interrupted.
 func (r *resyncer) deep(ctx context.Context, t task) error {
-	name, id := t.a.disk.Name(), t.a.disk.ID()
+	name := t.a.disk.Name()
+	id, isDisk := r.m.pipeline.DiskOf(t.a.disk.ID())
+	if !isDisk {
+		return nil
+	}
 	table, _, ready := r.m.pipeline.Table(id)
 	if !ready {
 		return nil
@@ -79,7 +83,10 @@ func (idle) Resume() {}
 
 // match is source × target: a table that knows nothing is found out.
 func (r *resyncer) match(ctx context.Context, t task) error {
-	id := t.a.disk.ID()
+	id, isDisk := r.m.pipeline.DiskOf(t.a.disk.ID())
+	if !isDisk {
+		return nil
+	}
 	table, layout, ready := r.m.pipeline.MatchTable(id)
 	if !ready {
 		return nil

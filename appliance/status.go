@@ -114,7 +114,8 @@ func (m *machine) pipelineStatus() shipper.Status {
 		return p
 	}
 	for _, a := range m.store.disksOf(m) {
-		i := slices.IndexFunc(p.Disks, func(d shipper.DiskStatus) bool { return d.ID == a.disk.ID() && unready(d) })
+		id, _ := m.pipeline.DiskOf(a.disk.ID())
+		i := slices.IndexFunc(p.Disks, func(d shipper.DiskStatus) bool { return d.ID == id && unready(d) })
 		if i < 0 {
 			continue
 		}
@@ -128,6 +129,8 @@ func (m *machine) pipelineStatus() shipper.Status {
 }
 
 func growing(d shipper.DiskStatus) bool { return errors.Is(d.Err, image.ErrNotYet) }
+
+func brokenChain(d shipper.DiskStatus) bool { return errors.Is(d.Err, image.ErrParent) }
 
 func unready(d shipper.DiskStatus) bool { return growing(d) || errors.Is(d.Err, image.ErrInvalid) }
 

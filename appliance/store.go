@@ -279,7 +279,7 @@ func (a *attached) start(name string, id fs.Identity) error {
 	}
 	pipeline := a.vm.pipeline
 	a.disk.OnEvict(func(r []extent.Range[extent.FileBlock]) error { return pipeline.Forget(a.disk.ID(), r) })
-	if err := pipeline.AddDisk(source{a.disk, a.file, &a.foreign}, a.probe); err != nil {
+	if err := pipeline.AddDisk(source{a.disk, a.file, &a.path, &a.foreign}, a.probe); err != nil {
 		return errors.Join(err, a.vm.log.Withdraw(a.disk))
 	}
 	a.vm.resync.wake()

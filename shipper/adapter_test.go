@@ -2,7 +2,11 @@ package shipper
 
 import (
 	"context"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
+	"io/fs"
 	"iter"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal"
@@ -65,6 +69,7 @@ type testSource struct {
 
 func (s testSource) ID() string           { return s.disk.ID() }
 func (s testSource) Name() string         { return s.disk.Name() }
+func (s testSource) Path() string         { return s.disk.Name() }
 func (s testSource) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 func (s testSource) Suspect() bool        { return len(s.disk.Suspect()) > 0 }
 
@@ -75,3 +80,22 @@ type testDocuments struct{ j *journal.Journal }
 func (d testDocuments) Load(key string, v any) (bool, error) { return d.j.Load(key, v) }
 func (d testDocuments) Save(key string, v any) error         { return d.j.Save(key, v) }
 func (d testDocuments) Remove(key string) error              { return d.j.Remove(key) }
+
+// testStore has the images of a rig, tracked or not.
+type testStore struct{ r *rig }
+
+func (s testStore) Open(name string) (chain.File, error) {
+	m := s.r.images[name]
+	if m == nil {
+		return nil, fs.ErrNotExist
+	}
+	return modelFile{m}, nil
+}
+
+func (s testStore) Names(string) ([]string, error) {
+	return slices.Collect(maps.Keys(s.r.images)), nil
+}
+
+type modelFile struct{ *modelImage }
+
+func (modelFile) Close() error { return nil }

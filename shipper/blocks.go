@@ -8,10 +8,9 @@ import (
 	"strings"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
-	"github.com/vhdrelay/vhdrelay/fs/image/formats"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
-	"github.com/vhdrelay/vhdrelay/resync/checksum"
 )
 
 // The *previous* block table of a translated disk is the mapping that its checksum
@@ -26,16 +25,15 @@ import (
 // not be a table that the image ever had as a whole, only the one that was read
 // through; if there is none, every block of the disk counts as changed.
 //
-// It is a file beside the checksum table, <disk>.blocks-<number>: the encoded table
-// (fs/image) and the CRC-64/NVME of it, 8 bytes, big-endian. The disk's record and
-// each manifest name the number, which is the epoch that read it; it is written and
-// synced before that manifest. A crash leaves files that nobody names: they are
-// removed when the record names another.
+// It is a file beside the checksum table, <disk>.blocks-<number>: see previous.encode.
+// The disk's record and each manifest name the number, which is the epoch that read it;
+// it is written and synced before that manifest. A crash leaves files that nobody names:
+// they are removed when the record names another.
 
-// blockTable is a previous table in memory; table is nil if its file is lost.
+// blockTable is a previous table in memory; prev is nil if its file is lost.
 type blockTable struct {
 	number uint64
-	table  *image.Table
+	prev   *previous
 }
 
 // ErrBlockTable: the file of a block table is damaged.
@@ -52,7 +50,7 @@ func (d *disk) translated() bool { return d.state.get().Blocks != 0 }
 
 // previousLocked is the table that the disk's entries were read through, nil if it
 // is lost. It is read once.
-func (d *disk) previousLocked() *image.Table {
+func (d *disk) previousLocked() *previous {
 	n := d.state.get().Blocks
 	switch {
 	case n == 0:
@@ -66,12 +64,12 @@ func (d *disk) previousLocked() *image.Table {
 			d.log.Error("block table is lost; the next epoch compares the whole disk", "disk", d.src.Name(), "code", "block-table-lost", "cause", err,
 				"action", "look at the state directory's disk")
 		}
-		d.mu.blocks = blockTable{number: n, table: t}
+		d.mu.blocks = blockTable{number: n, prev: t}
 	}
-	return d.mu.blocks.table
+	return d.mu.blocks.prev
 }
 
-func (d *disk) previous() *image.Table {
+func (d *disk) previous() *previous {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.previousLocked()
@@ -79,61 +77,29 @@ func (d *disk) previous() *image.Table {
 
 // layout is where the entries of the checksum table lie in the image; false: nobody
 // knows.
-func (d *disk) layout() (image.Layout, bool) {
+func (d *disk) layout() (Layout, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.layoutLocked()
 }
 
-func (d *disk) layoutLocked() (image.Layout, bool) {
+func (d *disk) layoutLocked() (Layout, bool) {
 	if !d.translated() {
 		return d.mu.info.Layout(), !d.mu.info.Format.Translated() // whose table was not read yet
 	}
-	t := d.previousLocked()
-	if t == nil {
+	p := d.previousLocked()
+	switch {
+	case p == nil || len(p.chain.Members) == 0:
 		return image.Layout{}, false
+	case len(p.chain.Members) > 1:
+		return chainLayout{p.chain.Members[0].Table.Layout(), p, d.files}, true
 	}
-	return t.Layout(), true
-}
-
-// encodeBlocks is a table as it is in its file.
-func encodeBlocks(t *image.Table) ([]byte, error) {
-	b, err := t.AppendBinary(nil)
-	if err != nil {
-		return nil, err
-	}
-	sum := checksum.Of(b)
-	for shift := 56; shift >= 0; shift -= 8 {
-		b = append(b, byte(uint64(sum)>>shift))
-	}
-	return b, nil
-}
-
-// DecodeBlocks reads the file of a block table.
-func DecodeBlocks(b []byte) (*image.Table, error) {
-	if len(b) < 8 {
-		return nil, fmt.Errorf("%w: %d bytes", ErrBlockTable, len(b))
-	}
-	body, sum := b[:len(b)-8], uint64(0)
-	for _, c := range b[len(b)-8:] {
-		sum = sum<<8 | uint64(c)
-	}
-	t, err := image.DecodeTable(body)
-	if errors.Is(err, image.ErrVersion) {
-		return nil, fmt.Errorf("%w: %w", ErrVersion, err)
-	}
-	if uint64(checksum.Of(body)) != sum {
-		return nil, fmt.Errorf("%w: its checksum is wrong", ErrBlockTable)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrBlockTable, err)
-	}
-	return t, nil
+	return p.chain.Members[0].Table.Layout(), true
 }
 
 // writeBlocks makes a table durable under a number that no record names yet.
-func (v *VM) writeBlocks(d *disk, number uint64, t *image.Table) error {
-	b, err := encodeBlocks(t)
+func (v *VM) writeBlocks(d *disk, number uint64, p *previous) error {
+	b, err := p.encode()
 	if err != nil {
 		return err
 	}
@@ -142,7 +108,7 @@ func (v *VM) writeBlocks(d *disk, number uint64, t *image.Table) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.mu.next = blockTable{number, t}
+	d.mu.next = blockTable{number, p}
 	return nil
 }
 
@@ -169,14 +135,10 @@ const readTries = 5
 // through from here on. What the writer moves meanwhile is different in the first
 // epoch's table, or written, and goes with that.
 func (v *VM) beginBlocks(d *disk) error {
-	var img *formats.Image
+	var p *previous
 	var err error
 	for range readTries {
-		var size int64
-		if size, err = d.src.Size(); err != nil {
-			return err
-		}
-		if img, err = formats.Open(d.src, size); err == nil {
+		if p, err = v.lookThrough(d); err == nil || errors.Is(err, image.ErrParent) {
 			break
 		}
 	}
@@ -187,21 +149,56 @@ func (v *VM) beginBlocks(d *disk) error {
 	if err := v.deps.Volume.RaiseEpoch(n); err != nil {
 		return err
 	}
-	if err := v.writeBlocks(d, n, img.Table); err != nil {
+	if err := v.writeBlocks(d, n, p); err != nil {
 		return err
 	}
 	if err := d.state.update(func(s *diskRecord) { s.Blocks = n }); err != nil {
 		return err
 	}
 	v.sweepBlocks(d, n)
-	return nil
+	return v.bindChain(d, p)
+}
+
+// bindChain notes durably which file a disk begins with that lies over others: if it is
+// gone at the next start, the others tell of the disk.
+func (v *VM) bindChain(d *disk, p *previous) error {
+	if p == nil || len(p.marks) < 2 {
+		return nil
+	}
+	return v.bind(d.src.ID(), d.src.file())
 }
 
 // blockRanges collects what a disk's layout says of ranges of its file.
-func blockRanges(l image.Layout, file []FileRange) []DiskRange {
+func blockRanges(l Layout, file []FileRange) []DiskRange {
 	var all []DiskRange
 	for _, r := range file {
 		all = append(all, l.DiskBlocks(r).Ranges()...)
 	}
 	return extent.Of(all...).Ranges()
+}
+
+// lookThrough reads the tables of a disk's image, and of what it lies over, as they are now.
+func (v *VM) lookThrough(d *disk) (*previous, error) {
+	p := &previous{at: v.opts.Now(), chain: closed()}
+	st, err := d.src.Stat()
+	if err != nil {
+		return nil, err
+	}
+	st = identity(st)
+	if st.Size, err = d.src.Size(); err != nil {
+		return nil, err
+	}
+	c, err := chain.Open(d.files.parents(), chain.Leaf{Name: d.src.Path(), R: d.src, Stat: st}, chain.Options{Known: d.previousMarks()})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	for i, mark := range c.Identity() {
+		file := ""
+		if i == 0 { // what is below may be written, and the change set of it be another disk's by the time this one is complete
+			file = d.src.file()
+		}
+		p.add(mark, file, c.Members[i].Table)
+	}
+	return p, nil
 }

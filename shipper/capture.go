@@ -35,6 +35,9 @@ func (v *VM) captureStep(ctx context.Context) error {
 	if err := v.enforceQuota(); err != nil {
 		return err
 	}
+	if err := v.place(); err != nil {
+		return err
+	}
 	disks := v.disksIn(StageComplete)
 	for _, d := range disks {
 		d.owe(extent.Set[extent.FileBlock]{}) // no epoch is under way
@@ -68,9 +71,13 @@ func (v *VM) captureEpoch(ctx context.Context, disks []*disk) error {
 	}
 	v.noteSeal(epoch.Number(), epoch.Time())
 	v.opts.Hook(PointAfterSeal)
-	c := &capture{vm: v, epoch: epoch, complete: map[string]bool{}, unknown: map[string]int64{}}
+	c := &capture{vm: v, epoch: epoch, files: map[*disk]string{}, plain: map[string]bool{}, unknown: map[string]int64{}}
+	if v.unclear != "" {
+		c.leaveOpen(v.unclear)
+	}
 	for _, d := range disks {
-		c.complete[d.src.ID()] = true
+		c.files[d] = d.src.file()
+		c.plain[d.src.file()] = !d.translated()
 	}
 	switch err := c.spool(ctx, disks); {
 	case errors.Is(err, spool.ErrUnsettled):
@@ -194,7 +201,10 @@ func (v *VM) sealRequest(disks []*disk) SealRequest {
 	req := SealRequest{Extra: map[string][]FileRange{}, Whole: map[string]bool{}, Now: v.opts.Now(), SavedLimit: v.savedLimit()}
 	for _, d := range disks {
 		if d.translated() {
-			req.Whole[d.src.ID()] = true
+			for _, id := range d.below() {
+				req.Whole[id] = true
+			}
+			req.Whole[d.src.file()] = true
 			continue
 		}
 		info, _ := d.info()
@@ -205,7 +215,7 @@ func (v *VM) sealRequest(disks []*disk) SealRequest {
 				extra = append(extra, layout.FileBlocks(r).Ranges()...)
 			}
 		}
-		req.Extra[d.src.ID()] = extra
+		req.Extra[d.src.file()] = extra
 	}
 	return req
 }

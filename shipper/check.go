@@ -161,7 +161,7 @@ func (c *check) blockTables(s *spool.Spool, id, name string, rec diskRecord) {
 		path := fmt.Sprintf("%s%d", blocksPrefix(c.TableDir, id), n)
 		b, err := c.Tree.ReadFile(path)
 		if err == nil {
-			_, err = DecodeBlocks(b)
+			_, err = decodePrevious(b)
 		}
 		if err != nil {
 			c.add(path, actBlocks, fmt.Errorf("block table of disk %s: %w", name, err))

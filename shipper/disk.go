@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 )
@@ -17,15 +19,16 @@ type Probe func() (image.Info, error)
 // disk is one disk in the pipeline. Its table is used by the stages only in the
 // order the protocols give; the table has its own lock.
 type disk struct {
-	src     Source
-	probe   Probe
+	src     *head
+	files   *files // of its VM
 	state   *document[diskRecord]
 	cutFrom extent.FileBlock // where the next cut of its change set begins; the capture stage's
 	// cutFromDisk is the same of a translated disk.
 	cutFromDisk extent.DiskBlock
 
 	log        *slog.Logger
-	loadBlocks func(number uint64) (*image.Table, error)
+	loadBlocks func(number uint64) (*previous, error)
+	broken     atomic.Bool // its chain had a missing link at the last seal
 
 	// round is held from the first to the last request of a round that changes the
 	// replica, and while a comparison decides what to look at. Held over network I/O.
@@ -38,10 +41,16 @@ type disk struct {
 		table      *checksum.Table
 		blocks     blockTable                   // as the record names it
 		next       blockTable                   // written, and perhaps to be named
+		line       []chain.Stat                 // what its image lay over when that was last looked for, itself first
+		looked     chain.Stat                   // of the image then
+		chainErr   error                        // why it was not found then
 		forgotten  []DiskRange                  // while there is no table: unknown as soon as there is one
 		owed       extent.Set[extent.FileBlock] // see owe
 	}
 }
+
+// probe reads the format and the size of the disk's image as it is now.
+func (d *disk) probe() (image.Info, error) { return d.src.get().probe() }
 
 func (d *disk) table() *checksum.Table {
 	d.mu.Lock()
@@ -77,21 +86,14 @@ func (d *disk) closeTable() error {
 // about to go. It refuses blocks that the image grew by since the last capture:
 // the table learns of them as zeros when it grows, which would undo it. The same
 // goes for what a capture left out of a translated disk's growth.
-func (d *disk) forget(file []FileRange) error {
+func (d *disk) forget(id string, file []FileRange) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	layout, ok := d.layoutLocked()
-	if !ok {
-		return fmt.Errorf("disk %s: no block table says what these blocks hold", d.src.Name())
+	ranges, err := d.heldLocked(id, file)
+	if err != nil {
+		return err
 	}
-	end := extent.Cover[extent.FileBlock](0, d.mu.info.FileSize).End
-	for _, r := range file {
-		if r.End > end && !d.translated() { // there, a block that is new is in a new place of the table
-			return fmt.Errorf("disk %s: block %d has no entry yet: the image grew to it", d.src.Name(), r.End-1)
-		}
-	}
-	ranges := blockRanges(layout, file)
-	if owed := extent.Of(file...).Intersect(d.mu.owed); !owed.Empty() {
+	if owed := extent.Of(file...).Intersect(d.mu.owed); id == d.src.file() && !owed.Empty() {
 		return fmt.Errorf("disk %s: block %d has no entry yet: the disk grew by it", d.src.Name(), owed.Ranges()[0].Start)
 	}
 	if d.mu.table == nil {
@@ -107,6 +109,35 @@ func (d *disk) owe(file extent.Set[extent.FileBlock]) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.owed = file
+}
+
+// heldLocked are the blocks of the disk that blocks of one of its files held.
+func (d *disk) heldLocked(id string, file []FileRange) ([]DiskRange, error) {
+	if d.translated() {
+		p := d.previousLocked()
+		if p == nil {
+			return nil, fmt.Errorf("disk %s: no block table says what these blocks hold", d.src.Name())
+		}
+		var all extent.Set[extent.DiskBlock]
+		for i, m := range p.chain.Members {
+			// In an image that was none of them, all is in a new place. One without an id counts as written, by its time stamps.
+			if p.files[i] == id || len(p.marks) == 1 && p.files[i] == "" {
+				all = all.Union(m.Table.DiskBlocks(extent.Of(file...)))
+			}
+		}
+		return all.Ranges(), nil
+	}
+	layout, ok := d.layoutLocked()
+	if !ok {
+		return nil, fmt.Errorf("disk %s: no block table says what these blocks hold", d.src.Name())
+	}
+	end := extent.Cover[extent.FileBlock](0, d.mu.info.FileSize).End
+	for _, r := range file {
+		if r.End > end {
+			return nil, fmt.Errorf("disk %s: block %d has no entry yet: the image grew to it", d.src.Name(), r.End-1)
+		}
+	}
+	return blockRanges(layout, file), nil
 }
 
 // clipped cuts ranges to a table; blocks beyond it have no entry to be wrong.
@@ -164,29 +195,36 @@ func (d *disk) setInfo(info image.Info, err error) {
 	d.mu.infoErr = err
 }
 
-// Forget makes the entries of file blocks durably unknown.
-func (v *VM) Forget(diskID string, ranges []FileRange) error {
-	d := v.diskByID(diskID)
-	if d == nil {
-		return fmt.Errorf("disk %s is not in the pipeline", diskID)
+// Forget makes the entries of blocks of a file durably unknown.
+func (v *VM) Forget(fileID string, ranges []FileRange) error {
+	if _, known := v.files.get(fileID); !known {
+		return fmt.Errorf("image %s is not in the pipeline", fileID)
 	}
 	if !v.redone.Load() {
-		return fmt.Errorf("disk %s: a redo would bring back what is forgotten now", d.src.Name())
+		return fmt.Errorf("image %s: a redo would bring back what is forgotten now", fileID)
 	}
-	return d.forget(ranges)
+	for _, d := range v.disks() {
+		if d.src.file() != fileID && !d.translated() {
+			continue
+		}
+		if err := d.forget(fileID, ranges); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Table is the checksum table of a disk and its layout, for a comparison; false
 // while it has none, or one that a redo is still to change, or that is found out by
 // a comparison with the replica: until then nothing is known that could differ.
-func (v *VM) Table(diskID string) (*checksum.Table, image.Layout, bool) {
-	d := v.diskByID(diskID)
+func (v *VM) Table(fileID string) (*checksum.Table, Layout, bool) {
+	d := v.diskOf(fileID)
 	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().TableReady || d.state.get().Matching {
-		return nil, image.Layout{}, false
+		return nil, nil, false
 	}
 	info, err := d.info()
 	if !d.translated() && (err != nil || info.Format == "") {
-		return nil, image.Layout{}, false // what lies where in it is not known: compared when it can be read again
+		return nil, nil, false // what lies where in it is not known: compared when it can be read again
 	}
 	layout, ok := d.layout()
 	return d.table(), layout, ok

@@ -23,7 +23,7 @@ func (c *capture) segment(ctx context.Context, d *disk, ed EpochDisk, md *spool.
 		// Without its footer the disk has no size: all of it goes back, and the next epoch looks again. Nothing is written: a
 		// size that nobody knows must not become the replica's.
 		c.leaveOpen(fmt.Sprintf("disk %s: %v", d.src.Name(), err))
-		c.giveBack(d.src.ID(), ed)
+		c.giveBack(c.files[d], ed)
 		c.unread = true
 		c.unknown[d.src.ID()] = d.table().UnknownCount()
 		md.VirtualSize = st.VirtualSize

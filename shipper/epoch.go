@@ -14,7 +14,6 @@ import (
 type capture struct {
 	vm       *VM
 	epoch    Epoch
-	complete map[string]bool
 	manifest *spool.Manifest
 	draft    *spool.Draft
 	unknown  map[string]int64 // by disk: unknown entries when its checksum was taken
@@ -23,7 +22,9 @@ type capture struct {
 	unread   bool             // a disk is no disk now: all of it went back
 	prefix   bool             // the rest of the change set waits for room
 
-	translated map[string]*translation // by disk
+	files      map[*disk]string // the leaf of each complete disk at the seal, by its id in the change log
+	plain      map[string]bool  // of them, those that are no translated disk's
+	translated map[*disk]*translation
 }
 
 // leaveOpen notes the first reason why this epoch is never offered.
@@ -38,7 +39,7 @@ func (c *capture) spool(ctx context.Context, disks []*disk) error {
 	if err := c.vm.drain(ctx, c.epoch); err != nil {
 		return err
 	}
-	c.returnOthers()
+	defer c.closeChains()
 	if err := c.translate(disks); err != nil {
 		return err
 	}
@@ -93,16 +94,6 @@ func (c *capture) newManifest(generation uint64) *spool.Manifest {
 	}
 }
 
-// returnOthers gives back what the seal took of disks this epoch does not carry:
-// disks in initial replication, and disks that came or completed after the request.
-func (c *capture) returnOthers() {
-	for _, id := range c.epoch.Disks() {
-		if !c.complete[id] {
-			c.epoch.ReturnDisk(id)
-		}
-	}
-}
-
 func (c *capture) giveBack(id string, ed EpochDisk) {
 	var all []FileRange
 	for r := range ed.List(0) {
@@ -115,14 +106,19 @@ func (c *capture) giveBack(id string, ed EpochDisk) {
 func (c *capture) disk(ctx context.Context, d *disk) error {
 	info, _ := d.info()
 	md := spool.ManifestDisk{ID: d.src.ID(), Name: d.src.Name(), Format: info.Format, State: spool.Initial, VirtualSize: info.VirtualSize}
-	ed, known := c.epoch.Disk(d.src.ID())
-	if c.complete[d.src.ID()] && known {
+	file, complete := c.files[d]
+	ed, known := c.epoch.Disk(file)
+	if complete && !known {
+		c.vm.capture.wake() // its image was removed before the seal: the next epoch knows whether the disk was
+		return fmt.Errorf("disk %s: %w", d.src.Name(), errRetired)
+	}
+	if complete {
 		md.State, md.FileSize = spool.Complete, ed.FileSize()
-		if ed.SuspectAtSeal() {
+		if c.suspect(d, ed) {
 			c.leaveOpen(fmt.Sprintf("disk %s: regions wait for their comparison", d.src.Name()))
 		}
 		segment := func() error { return c.segment(ctx, d, ed, &md) }
-		if tr := c.translated[d.src.ID()]; tr != nil {
+		if tr := c.translated[d]; tr != nil {
 			segment = func() error { return c.segmentTranslated(ctx, tr, &md) }
 		}
 		if err := segment(); err != nil {
@@ -145,8 +141,13 @@ func (c *capture) judge() {
 		if md.State == spool.Complete && (!md.SumKnown || doubted) {
 			c.leaveOpen(fmt.Sprintf("disk %s: blocks of unknown content at the target", md.Name))
 		}
-		if ed, known := c.epoch.Disk(md.ID); md.State == spool.Complete && known && ed.SuspectAtSeal() { // by now: it may have been changed under the capture
+		if ed, known := c.epoch.Disk(c.files[d]); md.State == spool.Complete && d != nil && known && c.suspect(d, ed) { // by now: it may have been changed under the capture
 			c.leaveOpen(fmt.Sprintf("disk %s: regions wait for their comparison", md.Name))
+		}
+		if tr := c.translated[d]; tr != nil && tr.chain != nil {
+			if name := tr.unsettled(c.epoch.Time()); name != "" {
+				c.leaveOpen(fmt.Sprintf("disk %s: its parent %s, which is not tracked, was written just now: let parents alone, or write to them at the mount, as images of the same VM", md.Name, name))
+			}
 		}
 		if named[md.Name] { // an export would write one over the other
 			c.leaveOpen(fmt.Sprintf("two disks were named %s while it was captured", md.Name))
@@ -154,4 +155,10 @@ func (c *capture) judge() {
 		named[md.Name] = true
 	}
 	c.manifest.Closed, c.manifest.OpenReason = c.open == "", c.open
+}
+
+// suspect tells whether what the epoch has of a disk may be none of its states.
+func (c *capture) suspect(d *disk, ed EpochDisk) bool {
+	tr := c.translated[d]
+	return ed.SuspectAtSeal() || tr != nil && tr.suspectBelow()
 }

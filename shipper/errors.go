@@ -85,3 +85,12 @@ func (v *VM) lose(doc catalog.VMDoc, ours uint64) error {
 	}
 	return v.mu.lostTo
 }
+
+// CodeChain is the code of a disk whose image lies over something that is not there.
+const CodeChain = "chain-broken"
+
+// chainBroken: no retry finds the missing link.
+func chainBroken(vm string, err error) error {
+	return &Problem{Code: CodeChain, Class: retry.NonRecoverable, Err: err,
+		Action: "put the image that is named into its place in the store, as it was; unless that was at the mount, then: vhdrelay resume " + vm}
+}

@@ -16,12 +16,43 @@ func (v *VM) idleVM(disks []*disk) bool {
 	for _, d := range disks {
 		info, err := d.info()
 		size, sizeErr := d.src.Size()
-		if d.state.get().Resized || d.src.PendingBlocks() > 0 || d.src.Suspect() || d.table().UnknownCount() > 0 || err != nil || sizeErr != nil || size != info.FileSize {
+		if d.state.get().Resized || d.src.PendingBlocks() > 0 || d.src.Suspect() || d.table().UnknownCount() > 0 || !d.restsBelow() || err != nil || sizeErr != nil || size != info.FileSize {
 			return false
 		}
 	}
 	recorded := v.state.get().Recorded
 	return !recorded.IsZero() && recorded.Epoch == v.newestManifest() && v.listsAll(disks)
+}
+
+// restsBelow tells whether nothing of what the disk lies over changed.
+func (d *disk) restsBelow() bool {
+	if !d.translated() {
+		return true
+	}
+	for _, id := range d.below() {
+		if a, ok := d.files.get(id); ok && (a.src.PendingBlocks() > 0 || a.src.Suspect()) {
+			return false
+		}
+	}
+	p := d.previous()
+	if p == nil || len(p.marks) == 0 {
+		return false
+	}
+	for i, m := range p.marks[1:] {
+		if p.files[i+1] != "" {
+			continue
+		}
+		f, err := d.files.parents().Open(m.Name)
+		if err != nil {
+			return false
+		}
+		st, err := f.Stat()
+		f.Close() // it was only looked at
+		if err != nil || !st.Unwritten(m.Stat, p.at) {
+			return false
+		}
+	}
+	return true
 }
 
 // listsAll tells whether the newest point is complete for every complete disk, under

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -17,10 +19,14 @@ import (
 type modelImage struct {
 	name       string
 	translated bool // the file has a block table
-	mu         struct {
+	// guest is what the disk holds that begins with an image of a chain, nil if none does.
+	guest func() []byte
+	mu    struct {
 		sync.Mutex
-		data   []byte
-		marked bool
+		data    []byte
+		marked  bool
+		inode   uint64
+		written time.Time // by whom nobody tracks
 	}
 }
 
@@ -36,6 +42,9 @@ func newImage(name string, size int) *modelImage {
 
 // bytes is a copy of the virtual disk.
 func (m *modelImage) bytes() []byte {
+	if m.guest != nil {
+		return m.guest()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	data := m.mu.data
@@ -86,6 +95,29 @@ func (m *modelImage) Size() (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return int64(len(m.mu.data)), nil
+}
+
+var inodes atomic.Uint64
+
+func (m *modelImage) id() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.inode == 0 {
+		m.mu.inode = inodes.Add(1)
+	}
+	return m.mu.inode
+}
+
+// Stat says which file it is.
+func (m *modelImage) Stat() (chain.Stat, error) {
+	inode := m.id()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := time.Unix(1_600_000_000, 0)
+	if !m.mu.written.IsZero() {
+		at = m.mu.written
+	}
+	return chain.Stat{Size: int64(len(m.mu.data)), Inode: inode, Modified: at, Changed: at}, nil
 }
 
 func (m *modelImage) Datasync() error { return nil }

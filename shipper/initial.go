@@ -24,12 +24,15 @@ const tableSyncEvery = 256 << 20
 
 // initialStep brings disks to completeness, one by one.
 func (v *VM) initialStep(ctx context.Context) error {
+	if err := v.placeNow(); err != nil {
+		return err
+	}
 	var first error
 	for _, d := range v.disks() {
-		if d.state.get().Stage == StageComplete {
+		if d.state.get().Stage == StageComplete || d.src.lost() {
 			continue
 		}
-		if err := v.replicateInitially(ctx, d); err != nil && first == nil && v.stillHere(d) {
+		if err := v.replicateInitially(ctx, d); err != nil && first == nil && v.stillHere(d) && !d.src.lost() {
 			first = fmt.Errorf("disk %s: initial replication: %w", d.src.Name(), err)
 		}
 		if ctx.Err() != nil {
@@ -51,6 +54,14 @@ func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 		return &Problem{Code: "bad-image", Class: retry.NonRecoverable, Err: err,
 			Action: "repair or remove the image, then: vhdrelay resume " + v.opts.Name}
 	}
+	if err := d.brokenChain(); errors.Is(err, image.ErrParent) {
+		d.broken.Store(true)
+		d.setInfo(info, err)
+		return chainBroken(v.opts.Name, err)
+	} else if err != nil {
+		return nil // somebody is writing to one of them; until it is known what it lies over, it may be another disk's
+	}
+	d.broken.Store(false)
 	if err := v.enroll(ctx, d, info); err != nil {
 		return err
 	}
@@ -66,7 +77,9 @@ func (v *VM) replicateInitially(ctx context.Context, d *disk) error {
 	if err := v.prepareReplica(ctx, d, r, info); err != nil {
 		return err
 	}
-	if err := v.sendUnknown(ctx, d, r); err != nil {
+	if err := v.sendUnknown(ctx, d, r); errors.Is(err, errMoved) { // it is read through something that is gone
+		return errors.Join(err, d.state.update(func(s *diskRecord) { s.TableReady = false }))
+	} else if err != nil {
 		return err
 	}
 	return v.complete(ctx, d, r, info)
@@ -309,7 +322,7 @@ func (v *VM) readThrough(d *disk, info image.Info) error {
 	if err := v.beginBlocks(d); err != nil {
 		return err
 	}
-	if t := d.previous(); t == nil || t.VirtualSize != info.VirtualSize {
+	if p := d.previous(); p.virtualSize() != info.VirtualSize {
 		return fmt.Errorf("disk %s changed its size while it was looked at", d.src.Name())
 	}
 	return nil
@@ -322,7 +335,7 @@ func learnZeros(t *checksum.Table, d *disk) error {
 	case !ok:
 		return fmt.Errorf("disk %s: its block table is lost", d.src.Name())
 	case d.translated():
-		return learnTranslated(t, d.src, layout)
+		return learnTranslated(t, d, layout)
 	}
 	return learnHoles(t, d.src)
 }
@@ -387,7 +400,7 @@ func (v *VM) sendUnknown(ctx context.Context, d *disk, r *replica) error {
 type sender struct {
 	vm        *VM
 	src       Source
-	layout    image.Layout
+	layout    Layout
 	table     *checksum.Table
 	watch     *checksum.Watch
 	puts      *putter

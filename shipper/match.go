@@ -3,7 +3,7 @@ package shipper
 import (
 	"fmt"
 
-	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 	"github.com/vhdrelay/vhdrelay/resync/checksum"
 )
@@ -32,14 +32,14 @@ func (v *VM) unmatched() []string {
 }
 
 // MatchTable is the table of such a disk and its layout; false if it is none.
-func (v *VM) MatchTable(diskID string) (*checksum.Table, image.Layout, bool) {
+func (v *VM) MatchTable(diskID string) (*checksum.Table, Layout, bool) {
 	d := v.diskByID(diskID)
 	if d == nil || !v.redone.Load() || d.table() == nil || !d.state.get().Matching {
-		return nil, image.Layout{}, false
+		return nil, nil, false
 	}
 	if err := v.readyToMatch(d); err != nil {
 		v.opts.Log.Warn("the comparison with the replica waits for the image", "disk", d.src.Name(), "cause", err)
-		return nil, image.Layout{}, false
+		return nil, nil, false
 	}
 	layout, ok := d.layout()
 	return d.table(), layout, ok
@@ -52,10 +52,32 @@ func (v *VM) readyToMatch(d *disk) error {
 		info, err = d.probe()
 		d.setInfo(info, err)
 	}
-	if err != nil || !info.Format.Translated() || d.previous() != nil {
+	if err != nil || !info.Format.Translated() || d.findable() {
 		return err
 	}
 	return v.readAnew(d)
+}
+
+// findable tells whether all that the disk is read through is there.
+func (d *disk) findable() bool {
+	p := d.previous()
+	if p == nil || len(p.marks) == 0 {
+		return false
+	}
+	if len(p.marks) == 1 {
+		return true // its own image, read as it is
+	}
+	for _, m := range p.marks {
+		r, err := d.files.reader(m)
+		if f, ok := r.(chain.File); ok {
+			f.Close() // it was only looked for
+		}
+		if err != nil {
+			d.log.Warn("an image is gone that a disk is read through; its comparison begins anew", "disk", d.src.Name(), "path", m.Name, "cause", err)
+			return false
+		}
+	}
+	return true
 }
 
 // MatchedTo is where the comparison of a disk goes on.

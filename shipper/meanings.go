@@ -6,6 +6,7 @@ import "github.com/vhdrelay/vhdrelay/shipper/retry"
 func Meanings() []retry.Meaning {
 	return []retry.Meaning{
 		{Code: "bad-image", Class: retry.NonRecoverable, Action: "repair or remove the image, then resume the VM"},
+		{Code: CodeChain, Class: retry.NonRecoverable, Action: "put the image that is named into its place in the store, as it was, then resume the VM"},
 		{Code: "epoch-given-up", Class: retry.Recoverable, Action: "none: the blocks are captured again"},
 		{Code: "epoch-recorded", Class: retry.NonRecoverable, Action: "nothing to do: the epoch is kept"},
 		{Code: "epoch-void", Class: retry.NonRecoverable, Action: "nothing to do: the epoch was given up; its changes come with a later one"},

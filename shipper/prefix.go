@@ -13,11 +13,11 @@ import (
 func (c *capture) budget(disks []*disk) error {
 	var listed int64
 	for _, d := range disks {
-		if tr := c.translated[d.src.ID()]; tr != nil {
-			if tr.image != nil {
+		if tr := c.translated[d]; tr != nil {
+			if tr.chain != nil {
 				listed += tr.data().Blocks()
 			}
-		} else if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+		} else if ed, ok := c.epoch.Disk(c.files[d]); ok {
 			listed += ed.ListBlocks()
 		}
 	}
@@ -30,14 +30,14 @@ func (c *capture) budget(disks []*disk) error {
 	first := c.vm.cutTurn()
 	for i := range disks {
 		d := disks[(first+i)%len(disks)]
-		if tr := c.translated[d.src.ID()]; tr != nil {
-			if tr.image == nil {
+		if tr := c.translated[d]; tr != nil {
+			if tr.chain == nil {
 				continue
 			}
 			if err := c.cutTranslated(tr); err != nil {
 				return err
 			}
-		} else if ed, ok := c.epoch.Disk(d.src.ID()); ok {
+		} else if ed, ok := c.epoch.Disk(c.files[d]); ok {
 			c.cut(d, ed)
 		}
 	}
@@ -66,7 +66,7 @@ func (c *capture) cut(d *disk, ed EpochDisk) {
 	for _, meta := range info.Layout().Metadata() {
 		rest.Remove(meta)
 	}
-	c.epoch.Return(d.src.ID(), rest.Ranges()...)
+	c.epoch.Return(c.files[d], rest.Ranges()...)
 }
 
 // keepFrom takes the first room blocks of an ordered list, beginning at block

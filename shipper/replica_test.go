@@ -152,7 +152,7 @@ func TestI6_NewDiskIsNotApplied(t *testing.T) {
 		r.must(r.run(r.vm.captureStep)) // does not know the new disk
 		r.images["c.raw"] = newImage("c.raw", mib)
 		r.order = append(r.order, "c.raw")
-		r.attach(2, "c.raw")
+		r.attach("c.raw")
 		r.fill("c.raw", 0, 100*kib, 9)
 		var once bool
 		r.hook = func(point string) {

@@ -122,6 +122,9 @@ func (v *VM) keepFactsOf(d *disk, md spool.ManifestDisk) error {
 	if err == nil && moved && v.redone.Load() { // before, a later manifest may name another
 		v.sweepBlocks(d, md.Blocks)
 	}
+	if err == nil && moved && !d.src.lost() {
+		err = v.bindChain(d, d.previous())
+	}
 	return err
 }
 

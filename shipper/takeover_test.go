@@ -243,7 +243,7 @@ func TestRemovedDiskDoesNotHoldUpLatest(t *testing.T) {
 		}
 		// It comes back: under another name, and its old points stay.
 		r.order = append(r.order, "b.vhd")
-		r.attach(1, "b.vhd")
+		r.attach("b.vhd")
 		r.fill("b.vhd", 5000, 70*kib, 8)
 		r.finish()
 		if doc := r.doc(); len(doc.Disks) != 3 || slices.ContainsFunc(doc.Disks[2:], func(d catalog.DiskDoc) bool { return d.ID == "b.vhd" || d.Removed }) {

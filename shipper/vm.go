@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal/durable"
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 	"github.com/vhdrelay/vhdrelay/shipper/retention"
@@ -81,6 +81,7 @@ type Deps struct {
 	// the connect stage asks until it is. Nothing else touches it before.
 	Open    func(context.Context) (target.Target, error)
 	Docs    Documents
+	Parents chain.Store  // what the images of the VM lie over, named as Source.Path is; nil: nothing
 	Buffers *Buffers     // shared by all VMs: the one queue and budget for bytes in flight
 	Pacer   *retry.Pacer // shared by all VMs: one account
 	Probe   *retry.Probe // of the target's endpoint, shared by all VMs; nil: one of our own
@@ -92,6 +93,9 @@ type VM struct {
 	opts  Options
 	deps  Deps
 	state *document[vmRecord]
+	files *files
+
+	leaves *document[leaves]
 
 	rest   *rest
 	target target.Target // set by the connect stage before connected is closed
@@ -107,6 +111,7 @@ type VM struct {
 	// captureGate is held for one capture, and by a takeover, after which nothing
 	// that was captured before counts. Held over I/O.
 	captureGate gate
+	unclear     string // of the newest look at what the images lie over; captureGate's
 
 	sealing turn // of the capture stage
 
@@ -172,6 +177,10 @@ func New(deps Deps, opts Options) (*VM, error) {
 	if deps.Probe == nil {
 		v.deps.Probe = retry.NewProbe(v.answers, 0, 0)
 	}
+	v.files = newFiles(deps.Parents)
+	if err := v.openLeaves(); err != nil {
+		return nil, fmt.Errorf("vm %s: which images its disks begin with: %w", opts.Name, err)
+	}
 	v.mu.disks = map[string]*disk{}
 	v.mu.changed = make(chan struct{})
 	v.connect = v.newStage(StageNameConnect, nil, v.connectStep)
@@ -235,10 +244,34 @@ func (v *VM) newestSpooled() uint64 {
 	return newest
 }
 
-// AddDisk brings a disk into the pipeline; it takes effect at the next seal. A
+// AddDisk brings an image into the pipeline; it takes effect at the next seal. A
 // disk that comes back after epochs have gone by without it begins anew, under
-// another name at the target: a fold cannot step over the gap.
+// another name at the target: a fold cannot step over the gap. Disks that began with
+// an image that is not here are looked for in those that are.
 func (v *VM) AddDisk(src Source, probe Probe) error {
+	a := v.files.add(src, probe)
+	for file, id := range v.leaves.get().Disk {
+		if file != src.ID() && v.diskByID(id) == nil {
+			if _, here := v.files.get(file); here {
+				continue
+			}
+			if err := v.addDisk(newHead(id, attached{src: noSource{id: file, name: id}, probe: noProbe})); err != nil {
+				return err
+			}
+		}
+	}
+	id := v.diskFor(src.ID())
+	if d := v.diskByID(id); d != nil && d.src.lost() {
+		d.src.set(a)
+		d.setInfo(probe())
+		v.notify()
+		v.initial.ask()
+		return nil
+	}
+	return v.addDisk(newHead(id, a))
+}
+
+func (v *VM) addDisk(src *head) error {
 	state, found, err := openDocument[diskRecord](v.deps.Docs, v.diskKey(src.ID()))
 	if err != nil {
 		return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
@@ -248,15 +281,15 @@ func (v *VM) AddDisk(src Source, probe Probe) error {
 			return fmt.Errorf("disk %s: pipeline state: %w", src.Name(), err)
 		}
 	}
-	d := &disk{src: src, probe: probe, state: state, log: v.opts.Log, round: newGate()}
-	d.loadBlocks = func(number uint64) (*image.Table, error) {
+	d := &disk{src: src, files: v.files, state: state, log: v.opts.Log, round: newGate()}
+	d.loadBlocks = func(number uint64) (*previous, error) {
 		b, err := v.opts.Tree.ReadFile(v.blocksPath(d, number))
 		if err != nil {
 			return nil, err
 		}
-		return DecodeBlocks(b)
+		return decodePrevious(b)
 	}
-	d.setInfo(probe())
+	d.setInfo(d.probe())
 	if state.get().TableReady {
 		if err := v.reopenTable(d); err != nil {
 			return err
@@ -315,29 +348,50 @@ func (v *VM) reopenTable(d *disk) error {
 	return d.publishTable(t)
 }
 
-// RemoveDisk takes a disk out; its replica stays until its last point is pruned.
-func (v *VM) RemoveDisk(id string) {
-	v.mu.Lock()
-	d := v.mu.disks[id]
-	delete(v.mu.disks, id)
-	v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(have string) bool { return have == id })
-	if d != nil {
-		v.mu.removed = append(v.mu.removed, d)
-	}
-	v.mu.Unlock()
+// RemoveDisk takes an image out. A disk that may go on in another image, which lies below
+// it or over it, is decided about before the next seal.
+func (v *VM) RemoveDisk(fileID string) {
+	v.files.remove(fileID)
+	d := v.diskWith(fileID)
 	if d == nil {
 		return
 	}
-	if err := d.state.update(func(r *diskRecord) { r.Gone = true }); err != nil {
+	if d.translated() || v.liesBelow(d) {
+		d.src.lose()
+		v.capture.wake()
+		return
+	}
+	if err := v.drop(d); err != nil {
 		// If the disk comes back, Carried tells the same, unless it does so within one epoch.
 		v.opts.Log.Warn("removal of a disk not noted", "disk", d.src.Name(), "cause", err)
 	}
+}
+
+// liesBelow tells whether an image that is new lies over the disk's.
+func (v *VM) liesBelow(d *disk) bool {
+	st := d.src.get().stat
+	return slices.ContainsFunc(v.disks(), func(o *disk) bool { return o != d && !o.src.lost() && o.liesOver(st) })
+}
+
+// drop takes a disk out; its replica stays until its last point is pruned.
+func (v *VM) drop(d *disk) error {
+	id := d.src.ID()
+	v.mu.Lock()
+	if v.mu.disks[id] == d {
+		delete(v.mu.disks, id)
+		v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(have string) bool { return have == id })
+	}
+	v.mu.removed = append(v.mu.removed, d)
+	v.mu.Unlock()
+	err := errors.Join(d.state.update(func(r *diskRecord) { r.Gone = true }), v.unbind(id))
 	d.state.retire() // a stage may be at work on the disk still
 	// And on the table: it is closed between two captures.
 	if err := v.opts.Tree.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		v.opts.Log.Warn("table of a removed disk is left over", "disk", d.src.Name(), "cause", err)
 	}
 	v.sweepBlocks(d, 0)
+	v.notify()
+	return err
 }
 
 // closeRemoved closes what removed disks left open.

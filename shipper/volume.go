@@ -6,6 +6,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
 )
 
@@ -82,11 +83,15 @@ type EpochDisk interface {
 	Done(r FileRange)
 }
 
-// Source is the live side of one disk.
+// Source is the live side of one image file. Its id is that of the change log.
 type Source interface {
 	ID() string
 	// Name is the path of the image relative to its VM.
 	Name() string
+	// Path is the path of the image relative to its store.
+	Path() string
+	// Stat says which file it is.
+	Stat() (chain.Stat, error)
 	io.ReaderAt
 	// Datasync returns when everything written so far is on stable storage.
 	Datasync() error

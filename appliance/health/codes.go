@@ -15,6 +15,7 @@ const (
 	Fenced            = "fenced"
 	ResyncRequired    = "resynchronization-required"
 	BadImage          = "bad-image"
+	ChainBroken       = "chain-broken"
 	ImageIncomplete   = "image-incomplete"
 	ImageUntracked    = "image-untracked"
 	ImageRefused      = "image-refused"
@@ -57,6 +58,7 @@ var Codes = []Meaning{
 	{Fenced, control.SeverityCritical, "another host has taken the VM over; this one never writes to its replica again", "shut the VM down on one of the two; `vhdrelay adopt VM` on the one that shall own it"},
 	{ResyncRequired, control.SeverityCritical, "points pause: the spool reached its quota, half of a disk changed unshipped, a table was lost, or a disk waits for its comparison", "nothing: it catches up as soon as the target takes the changes"},
 	{BadImage, control.SeverityCritical, "an image cannot be read as what its name says", "repair or remove the image, then `vhdrelay resume VM`"},
+	{ChainBroken, control.SeverityCritical, "a differencing image lies over something that is not there, or is not what it was: the message names the link; its disk has no points", "put the image that is named into its place, as it was; unless that was at the mount, then `vhdrelay resume VM`"},
 	{ImageUntracked, control.SeverityCritical, "an image is served, and its changes are not tracked", "mend the cause, then restart vhdrelay: the image is compared whole"},
 	{ImageRefused, control.SeverityCritical, "an image can be neither tracked nor marked as changed, so writes to it fail", "mend the cause, then restart vhdrelay: the image is compared whole"},
 	{ForeignWriter, control.SeverityCritical, "another process has an image open behind the mount: what it writes is not seen", "stop that process; disks are opened at the mount only"},

@@ -55,6 +55,7 @@ type Disk struct {
 	Complete bool  // its initial replication has ended
 	Err      error // why the image cannot be read as what it is; nil also while it is being written
 	NotYet   error // why it is no whole image yet
+	Chain    error // what is missing of what it lies over
 }
 
 // Cycle is an epoch from its seal to its point.

@@ -77,6 +77,9 @@ func (f Facts) troubles() []control.Reason {
 		if t.Code == BadImage && slices.ContainsFunc(f.Disks, broken) {
 			continue // each of them is named, and not only the one that was met first
 		}
+		if t.Code == ChainBroken && slices.ContainsFunc(f.Disks, func(d Disk) bool { return d.Chain != nil }) {
+			continue
+		}
 		r := f.trouble(t)
 		same := func(have control.Reason) bool { return have.Code == r.Code && have.Cause == r.Cause }
 		if i := slices.IndexFunc(all, same); i < 0 {
@@ -91,7 +94,7 @@ func (f Facts) troubles() []control.Reason {
 func (f Facts) trouble(t Trouble) control.Reason {
 	code, next := CannotSend, ""
 	switch {
-	case t.Code == Fenced || t.Code == BadImage:
+	case t.Code == Fenced || t.Code == BadImage || t.Code == ChainBroken:
 		code = t.Code
 	case t.Class == retry.Bug:
 		code = Defect
@@ -131,6 +134,8 @@ func (f Facts) disks() []control.Reason {
 			continue
 		case broken(d):
 			all = append(all, reason(BadImage, "repair or remove the image, then: vhdrelay resume "+f.VM, "disk %s: %v", d.Name, d.Err))
+		case d.Chain != nil:
+			all = append(all, reason(ChainBroken, "put the image that is named into its place in the store, as it was; unless that was at the mount, then: vhdrelay resume "+f.VM, "disk %s: %v", d.Name, d.Chain))
 		case d.NotYet != nil:
 			all = append(all, reason(ImageIncomplete, "finish copying the image, or remove it", "disk %s: %v", d.Name, d.NotYet))
 		}

@@ -56,7 +56,11 @@ var situations = map[string]struct {
 	"no disks":           {func(f *Facts) { f.Disks = nil }, []string{NoDisks}},
 	"initial":            {func(f *Facts) { f.Disks[0].Complete = false }, []string{InitialUnfinished}},
 	"half an image":      {func(f *Facts) { f.Disks[0] = Disk{Name: "x", NotYet: errors.New("no footer")} }, []string{ImageIncomplete, InitialUnfinished}},
-	"a broken image":     {func(f *Facts) { f.Disks[0] = Disk{Name: "x", Err: errors.New("torn")} }, []string{BadImage, InitialUnfinished}},
+	"a broken chain": {func(f *Facts) {
+		f.Disks[0] = Disk{Name: "x", Chain: errors.New("no parent")}
+		f.Troubles = []Trouble{trouble(retry.NonRecoverable, ChainBroken)}
+	}, []string{ChainBroken, InitialUnfinished}},
+	"a broken image": {func(f *Facts) { f.Disks[0] = Disk{Name: "x", Err: errors.New("torn")} }, []string{BadImage, InitialUnfinished}},
 	"the same, met by a stage": {func(f *Facts) {
 		f.Disks[0] = Disk{Name: "x", Err: errors.New("torn")}
 		f.Troubles = []Trouble{trouble(retry.NonRecoverable, BadImage)}

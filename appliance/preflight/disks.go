@@ -137,11 +137,34 @@ func (d *disk) lookDown() {
 	for _, m := range members {
 		d.chain = append(d.chain, m.Name)
 	}
+	if err == nil && d.err == nil {
+		d.err = d.lookThroughAll(dir)
+	}
+}
+
+// lookThroughAll reads the disk that all images of a chain make.
+func (d *disk) lookThroughAll(dir *chain.Dir) error {
+	c, err := chain.OpenFile(dir, d.rel, chain.Options{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d.allocated = 0
+	for e := range c.Extents(0, c.Size()) {
+		if e.From == image.FromFile {
+			d.allocated += e.Len
+		}
+	}
+	d.boot, d.sector = bootOf(c)
+	if d.info.Format == image.VHDXDifferencing {
+		d.sector = c.Members[0].Table.Sector // it says so itself
+	}
+	return nil
 }
 
 // missing is how many bytes of a disk have to be sent.
 func (r *run) missing(d disk) int64 {
-	if d.err != nil {
+	if d.err != nil || d.broken != nil || r.below(d) {
 		return 0
 	}
 	if r.Missing != nil {
@@ -156,6 +179,7 @@ func (r *run) disks(images []disk) {
 	if len(images) == 0 {
 		r.warn("disks", "put images into the source of a store: "+strings.Join(r.sources(), ", "), "there is no disk image")
 	}
+	r.all = images
 	for _, d := range images {
 		r.disk(d)
 	}
@@ -174,8 +198,10 @@ func (r *run) disk(d disk) {
 	v := d.info.VirtualSize
 	r.chain(s, d)
 	switch {
-	case errors.Is(d.err, image.ErrUnsupported) && d.chain != nil:
-		r.add(s, "disk-format", control.CheckFail, "merge it into its parent where it was made (delete the snapshot); not with qemu-img convert, which ignores the parent of a VHD", "%v", d.err)
+	case d.broken != nil:
+		return // said already
+	case r.below(d):
+		r.add(s, "disk-parent", control.CheckPass, "", "%s: no disk of its own, others lie over it", d.info.Format)
 		return
 	case errors.Is(d.err, image.ErrUnsupported):
 		r.add(s, "disk-format", control.CheckFail, "convert it to a fixed VHD or raw, e.g.: qemu-img convert -O vpc -o subformat=fixed,force_size", "%v", d.err)
@@ -212,6 +238,16 @@ func (r *run) chain(s subject, d disk) {
 	case d.chain != nil:
 		r.add(s, "disk-chain", control.CheckPass, "", "%s", strings.Join(d.chain, " over "))
 	}
+}
+
+// below tells whether another image that is looked at lies over the disk's.
+func (r *run) below(d disk) bool {
+	for _, o := range r.all {
+		if o.path != d.path && o.source == d.source && slices.Contains(o.chain, d.rel) {
+			return true
+		}
+	}
+	return false
 }
 
 // readers names who will not take the disk, or a copy of it, for what it is.

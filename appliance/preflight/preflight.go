@@ -34,7 +34,8 @@ type Options struct {
 type run struct {
 	Options
 	result control.Preflight
-	rate   int64 // bytes a second to the target, 0: not measured
+	rate   int64  // bytes a second to the target, 0: not measured
+	all    []disk // that are looked at
 }
 
 // Run does every check. The error is ctx's, or that there is no such VM; what a check finds is in the result.

@@ -182,7 +182,7 @@ func TestTranslatedDisks(t *testing.T) {
 	}
 }
 
-// The state of a chain, whether or not it can be protected.
+// The state of a chain, and which of its images is the disk.
 func TestChains(t *testing.T) {
 	r := newRig(t)
 	base := imagetest.NewVHD(64*mib, 2*mib, 1, nil, "")
@@ -192,11 +192,12 @@ func TestChains(t *testing.T) {
 	r.bytes("b/leaf.avhd", imagetest.NewVHD(64*mib, 2*mib, 2, base, "gone.vhd").File())
 	p := r.run()
 	r.expect(p, "disk-chain", "leaf.avhd", control.CheckPass, "a/leaf.avhd over a/base.vhd")
+	r.expect(p, "disk", "leaf.avhd", control.CheckPass, "vhd-differencing, 64.0 MiB, 0 B allocated")
+	r.expect(p, "disk-parent", "base.vhd", control.CheckPass, "others lie over it")
 	r.options.VM = "b"
 	p = r.run()
 	r.expect(p, "disk-chain", "leaf.avhd", control.CheckFail, "there is no b/gone.vhd")
 	r.expect(p, "disk-chain", "leaf.avhd", control.CheckFail, "put the parent into the store")
-	r.expect(p, "disk-format", "leaf.avhd", control.CheckFail, "not with qemu-img convert")
 }
 
 // A disk of 4 KiB sectors in a raw image is told by its partition table.

@@ -293,6 +293,9 @@ func (r *run) moves(images []disk) {
 			r.result.Moves = append(r.result.Moves, control.Move{VM: d.vm, RateBytesPerSecond: r.rate})
 			i++
 		}
+		if r.below(d) {
+			continue
+		}
 		r.result.Moves[i].VirtualBytes += d.info.VirtualSize
 		r.result.Moves[i].Bytes += r.missing(d)
 	}

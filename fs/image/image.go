@@ -15,7 +15,7 @@ type DiskOffset int64
 // Format names an image format as status and records spell it.
 type Format string
 
-// The formats of disk images. Those that lie over a parent are served and not protected.
+// The formats of disk images.
 const (
 	Raw              Format = "raw"
 	VHDFixed         Format = "vhd-fixed"

@@ -115,6 +115,8 @@ func (s source) ID() string { return s.disk.ID() }
 
 func (s source) Name() string { return s.disk.Name() }
 
+func (s source) Path() string { return s.disk.Name() }
+
 func (s source) PendingBlocks() int64 { return s.disk.PendingBlocks() }
 
 func (s source) Suspect() bool { return s.foreign.Load() || s.disk.Suspected() }

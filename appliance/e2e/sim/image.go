@@ -12,6 +12,7 @@ import (
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/sim/oracle"
 	"github.com/vhdrelay/vhdrelay/fs/image"
+	"github.com/vhdrelay/vhdrelay/fs/image/chain"
 	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/durable/platter"
@@ -221,6 +222,12 @@ func (m *Image) Size() (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return int64(len(m.mu.data)), nil
+}
+
+// Stat says which file it is.
+func (m *Image) Stat() (chain.Stat, error) {
+	size, err := m.Size()
+	return chain.Stat{Size: size, Inode: m.ino}, err
 }
 
 // Facts implements journal.File.

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/vhdrelay/vhdrelay/fs/image"
 	"github.com/vhdrelay/vhdrelay/fs/image/formats"
 	"github.com/vhdrelay/vhdrelay/journal"
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -275,7 +274,7 @@ func cover(m *machine, t *tracked) error {
 // places tells in which file blocks a block of the disk lies, by the block table that the entries were read through and by the
 // present one; moved, if by the older it would be what its entry says, or the two have it in different blocks: then the
 // comparison of the two tells of it. In raw and fixed images the numbers are the same.
-func (m *Image) places(older image.Layout) func(b extent.DiskBlock, known checksum.Sum) (files []extent.Range[extent.FileBlock], moved bool) {
+func (m *Image) places(older shipper.Layout) func(b extent.DiskBlock, known checksum.Sum) (files []extent.Range[extent.FileBlock], moved bool) {
 	if !translated(m.name) {
 		return func(b extent.DiskBlock, _ checksum.Sum) ([]extent.Range[extent.FileBlock], bool) {
 			return []extent.Range[extent.FileBlock]{{Start: extent.FileBlock(b), End: extent.FileBlock(b) + 1}}, false

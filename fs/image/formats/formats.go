@@ -43,21 +43,17 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 	return &Image{i.Info, i.Table, i.Link, i.Disk(nil)}, nil
 }
 
-// Probe is image.Probe for all formats: what has a block table and no parent is protected as well.
+// Probe is image.Probe for all formats: what has a block table is protected as well. Whether what a differencing image lies over
+// is there is not looked at: see package chain.
 func Probe(name string, r io.ReaderAt, size int64) (image.Info, error) {
 	info, err := image.Probe(name, r, size)
 	if !errors.Is(err, image.ErrUnsupported) || info.Format != image.VHDX && !info.Format.Translated() {
 		return info, err
 	}
 	i, openErr := Open(r, size)
-	switch {
-	case openErr != nil:
+	if openErr != nil {
 		info.FileSize = size
 		return info, notYet(name, openErr)
-	case i.Link != nil:
-		i.Info.FileSize = size
-		return i.Info, &image.Error{Path: name, Field: "type", Found: string(i.Info.Format), Expected: "an image without a parent",
-			Hint: "this format is served but not protected; merge it into its parent, or convert it", Err: image.ErrUnsupported}
 	}
 	i.Info.FileSize = size
 	return i.Info, nil
