@@ -3,6 +3,7 @@ package shipper
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/journal/extent"
@@ -108,9 +109,9 @@ const stateVersion = 1
 type document[T any] struct {
 	docs Documents
 	key  string
+	val  atomic.Pointer[T] // what is durable; who looks waits for no write
 	mu   struct {
 		sync.Mutex // held over the synced write: writers of one document are rare
-		val        T
 		retired    bool
 	}
 }
@@ -120,16 +121,15 @@ var errRetired = errors.New("disk was removed")
 
 func openDocument[T any](docs Documents, key string) (*document[T], bool, error) {
 	d := &document[T]{docs: docs, key: key}
-	found, err := docs.Load(key, &d.mu.val)
+	var val T
+	found, err := docs.Load(key, &val)
+	d.val.Store(&val)
 	return d, found, err
 }
 
-// get returns a copy.
-func (d *document[T]) get() T {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.val
-}
+// get returns a copy. It does not wait for a change under way: the status of a hundred VMs would wait for hundreds of synced
+// writes while they begin.
+func (d *document[T]) get() T { return *d.val.Load() }
 
 // update changes the document durably; on error the old value stays.
 func (d *document[T]) update(change func(*T)) error {
@@ -138,12 +138,12 @@ func (d *document[T]) update(change func(*T)) error {
 	if d.mu.retired {
 		return errRetired
 	}
-	next := d.mu.val
+	next := d.get()
 	change(&next)
 	if err := d.docs.Save(d.key, next); err != nil {
 		return err
 	}
-	d.mu.val = next
+	d.val.Store(&next)
 	return nil
 }
 
