@@ -110,14 +110,19 @@ func (r *restoredGuest) booted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs, err := r.machine.Run(ctx, "cat", "/sys/fs/ext4/vda1/errors_count")
-	if err == nil && strings.TrimSpace(errs) != "0" {
-		err = fmt.Errorf("the file system counts %s errors", strings.TrimSpace(errs))
-	}
 	if !strings.Contains(out, "recovery complete") {
 		err = errors.Join(err, errors.New("the journal was not replayed: the guest was not killed while it wrote"))
 	}
-	return errors.Join(err, noTrouble(out))
+	return errors.Join(err, noTrouble(out), noErrors(ctx, r.machine))
+}
+
+// noErrors wants the root's file system not to have met an error, ever.
+func noErrors(ctx context.Context, m *guest.Machine) error {
+	out, err := m.Run(ctx, "cat", "/sys/fs/ext4/vda1/errors_count")
+	if err == nil && strings.TrimSpace(out) != "0" {
+		err = fmt.Errorf("the file system counts %s errors", strings.TrimSpace(out))
+	}
+	return err
 }
 
 // trouble is what a kernel says of a disk that fails, of a file system that is not whole, and of a disk that does not answer.

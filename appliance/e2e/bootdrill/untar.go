@@ -49,7 +49,7 @@ func (x *exercise) untar(ctx context.Context) error {
 	}
 	longest, err := x.killAll(ctx)
 	if err == nil {
-		x.report.Figure("kills", "%d, longest until the next process answers %v", x.options.kills, longest.Round(time.Millisecond))
+		x.report.Figure("kills", "%d, longest until the next process answers %v", x.kills, longest.Round(time.Millisecond))
 		err = x.endUntar(ctx)
 	}
 	x.report.Check(x.unharmed(ctx), "the guest's kernel")
@@ -150,7 +150,10 @@ const meanPause = 1500 * time.Millisecond
 // killAll kills the process that serves, at moments of no meaning, and waits for the next one each time.
 func (x *exercise) killAll(ctx context.Context) (longest time.Duration, err error) {
 	rng := rand.New(rand.NewPCG(x.seed, 2))
-	for i := range x.options.kills {
+	if x.spoil == "alone" {
+		x.kills = 1 // there is no guest after it
+	}
+	for i := range x.kills {
 		if err := pause(ctx, time.Duration(rng.Int64N(int64(2*meanPause)))); err != nil {
 			return longest, err
 		}
@@ -161,17 +164,25 @@ func (x *exercise) killAll(ctx context.Context) (longest time.Duration, err erro
 		longest = max(longest, took)
 		const often = 20
 		if i%often == often-1 {
-			state, err := x.machine.Run(ctx, "systemctl", "show", "-P", "SubState", "untar")
-			if err != nil {
+			if err := x.atWork(ctx, i+1); err != nil {
 				return longest, err
-			}
-			x.say("kill %d: the guest is in round %d, %s", i+1, x.acks.last()+1, strings.TrimSpace(state))
-			if strings.TrimSpace(state) != "running" {
-				return longest, errors.New("the guest does not untar any more")
 			}
 		}
 	}
 	return longest, nil
+}
+
+// atWork wants the guest to be untarring or checking.
+func (x *exercise) atWork(ctx context.Context, kill int) error {
+	state, err := x.machine.Run(ctx, "systemctl", "show", "-P", "SubState", "untar")
+	if err != nil {
+		return err
+	}
+	x.say("kill %d: the guest is in round %d, %s", kill, x.acks.last()+1, strings.TrimSpace(state))
+	if strings.TrimSpace(state) != "running" {
+		return errors.New("the guest does not untar any more")
+	}
+	return nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -230,8 +241,8 @@ func (x *exercise) unharmed(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := x.machine.Shell(ctx, "dmesg; cat /sys/fs/ext4/vda1/errors_count >&2")
-	return errors.Join(err, noTrouble(out))
+	out, err := x.machine.Run(ctx, "dmesg")
+	return errors.Join(err, noTrouble(out), noErrors(ctx, x.machine))
 }
 
 // equalAtRest powers the guest off and wants the newest point to be its disk.
