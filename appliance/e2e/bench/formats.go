@@ -98,20 +98,6 @@ func (b *bench) writtenVariant(w written, s *store) (*variant, error) {
 	return v, err
 }
 
-// sameCaches reads all files into an empty cache. A write costs ext4 more where the cache's folios are large, which they are
-// as large as whoever made them wrote, and he wrote dynamic VHDs at other alignments.
-func (b *bench) sameCaches(variants []*variant) error {
-	if err := b.heat(variants[0].backing, true); err != nil {
-		return err
-	}
-	for _, v := range variants {
-		if err := b.heat(v.backing, false); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 var errScattered = errors.New("the blocks of the image do not lie one behind the other")
 
 // payload is where the disk's bytes lie in a file whose blocks were allocated in order.
