@@ -56,7 +56,7 @@ FUZZERS = grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' $(FUZZDIRS) 
 # an input that fails: that is no verdict, and the fuzzer runs once more.
 fuzz: ## every fuzzer below FUZZDIRS (all) for FUZZTIME (10s)
 	@set -e; said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
-	one() { $(GO) test -run '^$$' -fuzz "^$$2\$$" -fuzztime $(or $(FUZZTIME),10s) "./$$1" > "$$said" 2>&1; }; \
+	one() { $(GO) test -run '^$$' -fuzz "^$$2\$$" -fuzztime $(or $(FUZZTIME),10s) -fuzzminimizetime 10x "./$$1" > "$$said" 2>&1; }; \
 	undecided() { grep -q '^    context deadline exceeded$$' "$$said" && ! grep -q 'Failing input' "$$said"; }; \
 	$(FUZZERS) | sed 's|/[^/]*:func | |' | while read -r dir name; do echo "$$dir $$name"; \
 		if ! one $$dir $$name && undecided; then cat "$$said"; echo "$$name: once more (go.dev/issue/75804)"; one $$dir $$name || true; fi; \
