@@ -3,6 +3,7 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -85,10 +86,7 @@ func AllSnapshots(ctx context.Context, t target.Target, vm string, records []Rec
 
 // SnapshotsOf lists the snapshots of the given disks, by id.
 func SnapshotsOf(ctx context.Context, t target.Target, vm string, disks map[string]bool) (map[string][]Snapshot, error) {
-	ids := make([]string, 0, len(disks))
-	for id := range disks {
-		ids = append(ids, id)
-	}
+	ids := slices.Sorted(maps.Keys(disks))
 	lists := make([][]Snapshot, len(ids))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(DefaultReaders)

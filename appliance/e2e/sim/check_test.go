@@ -21,7 +21,7 @@ import (
 // leftWithSpool is a host whose target was away, so that its spool holds epochs of what two guests wrote.
 func leftWithSpool(t *testing.T, w *world) *host {
 	w.vms, w.saves, w.regions, w.interval = []string{"vm"}, false, journal.DefaultActivityRegions, 9*time.Second
-	h := w.bareHost(newLife())
+	h := w.bareHost(newLife(w.turns))
 	w.addImage(h, "vm", "b.vhd")
 	if err := w.boot(h); err != nil {
 		t.Fatal(err)

@@ -285,7 +285,7 @@ func (c *comparisons) forget(t *tracked) error {
 // options have a comparison take its time, so that it is under way when something strikes.
 func (c *comparisons) options() resync.Options {
 	return resync.Options{Yield: func(context.Context, int) error {
-		c.m.p.life.pause(c.m.p.w.turns(c.m.p.w.fate.slowImage.Load()))
+		c.m.p.life.pause(c.m.p.w.slowness(c.m.p.w.fate.slowImage.Load(), "comparison of "+c.m.name))
 		c.midway()
 		return nil
 	}}

@@ -95,7 +95,7 @@ func (w *world) copyOnce(c *copying) bool {
 		t.image.becomes(c.content)
 		for change := range c.requests(t.image) {
 			w.issue(m, t, change.Change, change.data)
-			p.life.pause(w.haste.draw(20))
+			p.life.pause(w.haste.draw(20 * turn))
 			if !p.life.isAlive() {
 				return false
 			}
@@ -149,7 +149,7 @@ func (w *world) writtenBeside(m *machine, t *tracked, c *copying) {
 		op := m.timeline.Begin(c.name + " beside")
 		err := t.image.do(change.Change, change.data, m.timeline, op)
 		answer(m.p.life, m.timeline, op)
-		m.p.life.pause(w.haste.draw(20))
+		m.p.life.pause(w.haste.draw(20 * turn))
 		if err != nil {
 			break
 		}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -115,8 +116,9 @@ func (f *fate) targetFault(op fake.Op) fake.Fault {
 	if f.spared.Load() {
 		return fake.Fault{}
 	}
-	for range f.w.turns(f.slowNet.Load()) {
-		yield()
+	f.w.happened("target: %s %s %s %d+%d", op.Method, op.Name, op.Snapshot, op.Off, op.Len)
+	if n := f.w.slowness(f.slowNet.Load(), fmt.Sprint(op.Method, op.Name, op.Off)); n > 0 {
+		f.w.turns.pause(n)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

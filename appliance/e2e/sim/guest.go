@@ -20,7 +20,7 @@ func (w *world) guest(d *dice, vm string, serving func() *process) {
 			if m := p.machine(vm); m != nil {
 				w.request(d, m)
 			}
-			p.life.pause(d.draw(30))
+			p.life.pause(d.draw(30 * turn))
 		}
 	}
 }
@@ -91,6 +91,7 @@ func (w *world) issue(m *machine, t *tracked, c extent.Change, data []byte) {
 		return
 	}
 	life := m.p.life
+	w.happened("guest: %s/%s %s %d+%d", m.name, t.image.name, c.Kind, c.Off, c.Len)
 	op := m.timeline.Begin(fmt.Sprintf("%s %s %d+%d", t.image.name, c.Kind, c.Off, c.Len))
 	pass, err := t.disk.Begin(c)
 	if err != nil {

@@ -109,6 +109,7 @@ func (w *world) play(steps []Step) {
 	for _, s := range steps {
 		w.until(time.After(s.After))
 		w.struck(s.Kind)
+		w.happened("step: %s", s)
 		if err := w.do(s); err != nil {
 			w.fail("step %s: %v", s, err)
 			break
@@ -354,7 +355,7 @@ func (w *world) stepReplace(s Step) error {
 // or of another machine that adopts the VMs.
 func (w *world) stepSecond(s Step) error {
 	old := w.quiet()
-	other := &host{store: &memory.Store{}, tree: newStateDisk(newLife()), order: map[string][]string{}, boot: old.h.boot,
+	other := &host{store: &memory.Store{}, tree: newStateDisk(newLife(w.turns)), order: map[string][]string{}, boot: old.h.boot,
 		images: map[string]map[string]*Image{}, lines: map[string]*oracle.Timeline{}, machine: old.h.machine}
 	if s.B%2 == 0 {
 		other.machine = fmt.Sprint("machine", s.N)

@@ -429,7 +429,7 @@ func (w *world) operate(d *dice, m *machine, t *tracked) {
 		r, left := h.next(d, t.image)
 		if left {
 			w.issue(m, t, r.Change, r.data)
-			m.p.life.pause(d.draw(10))
+			m.p.life.pause(d.draw(10 * turn))
 			continue
 		}
 		if began {

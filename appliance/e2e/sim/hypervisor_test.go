@@ -20,7 +20,7 @@ func TestHypervisorsWriteWhatTheirGuestsSee(t *testing.T) {
 				content := make([]byte, w.sizeOf(name, 2*mib+700*kib))
 				fill(content[300*kib:900*kib], 4)
 				img := newImage(name, 3, content, time.Now())
-				w.equip(img, newLife())
+				w.equip(img, newLife(w.turns))
 				line := oracle.New()
 				img.told(line)
 				h := img.hypervisor()

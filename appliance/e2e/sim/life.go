@@ -2,7 +2,6 @@ package sim
 
 import (
 	"errors"
-	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -14,6 +13,7 @@ var errDead = errors.New("sim: the process was killed")
 // copied; after that its goroutines may run to their ends over the copy that nobody looks at any more.
 type life struct {
 	state atomic.Int32
+	turns *turnstile
 	died  chan struct{}
 	once  sync.Once
 }
@@ -24,7 +24,7 @@ const (
 	buried
 )
 
-func newLife() *life { return &life{died: make(chan struct{})} }
+func newLife(t *turnstile) *life { return &life{turns: t, died: make(chan struct{})} }
 
 func (l *life) kill() {
 	l.once.Do(func() {
@@ -48,11 +48,9 @@ func (l *life) check() error {
 	return nil
 }
 
-func yield() { runtime.Gosched() }
-
-// pause lets others go first, n times over.
+// pause lets others go first, n parts of a turn long.
 func (l *life) pause(n int) {
-	for i := 0; i < n && l.isAlive(); i++ {
-		runtime.Gosched()
+	if n > 0 && l.isAlive() {
+		l.turns.pause(n)
 	}
 }

@@ -87,7 +87,7 @@ func TestI1I4I5I6_OrderOfWhatBecomesDurable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(1, t.TempDir())
 		w.vms, w.saves, w.regions, w.interval, w.apply = []string{"vm"}, false, journal.DefaultActivityRegions, 9*time.Second, 41*time.Second
-		l := newLife()
+		l := newLife(&turnstile{})
 		h := w.bareHost(l)
 		w.addImage(h, "vm", "b.vhd")
 		if err := w.boot(h); err != nil {

@@ -112,7 +112,7 @@ type tracked struct {
 
 // start boots a process over what the host holds. An error is one of recovery: the process is dead then, or to be killed.
 func (w *world) start(h *host) (*process, error) {
-	p := &process{w: w, h: h, life: newLife()}
+	p := &process{w: w, h: h, life: newLife(w.turns)}
 	p.mu.machines = map[string]*machine{}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	w.adopt(p)
@@ -127,14 +127,15 @@ func (w *world) start(h *host) (*process, error) {
 func (w *world) adopt(p *process) {
 	h := p.h
 	h.tree.life = p.life
-	h.tree.slow = func() int { return w.turns(w.fate.slowState.Load()) }
+	h.tree.slow = func(op, path string) int { return w.slowness(w.fate.slowState.Load(), op+path) }
 	h.tree.fail = w.fate.treeFault
 	h.tree.grown = func(n int64) { w.checkQuota(p, n) }
 	h.store.Before = func(_ int, b *kv.Batch) memory.Fault {
 		if p.life.check() != nil {
 			return memory.Lost
 		}
-		p.life.pause(w.turns(w.fate.slowState.Load()))
+		w.happened("journal: %d changes", b.Len())
+		p.life.pause(w.slowness(w.fate.slowState.Load(), "journal"))
 		if p.life.check() != nil {
 			return memory.Lost
 		}
@@ -152,7 +153,7 @@ func (w *world) adopt(p *process) {
 
 func (w *world) equip(m *Image, l *life) {
 	m.life = l
-	m.slow = func() int { return w.turns(w.fate.slowImage.Load()) }
+	m.slow = func() int { return w.slowness(w.fate.slowImage.Load(), fmt.Sprint("image ", m.ino)) }
 	m.failSync = w.fate.syncFault
 	m.now = w.now
 }
@@ -398,7 +399,7 @@ func (p *process) stop() error {
 
 // remains is the host as the next process finds it.
 func (p *process) remains(cut bool) *host {
-	h, l, w := p.h, newLife(), p.w
+	h, l, w := p.h, newLife(p.w.turns), p.w
 	next := &host{order: h.order, machine: h.machine, boot: h.boot, lines: h.lines, images: map[string]map[string]*Image{}, saved: h.saved}
 	next.beats.set(h.beats.list())
 	next.store = h.store.Crash()

@@ -25,6 +25,7 @@ var (
 	seedCount = flag.Int("sim.count", 0, "number of seeds; 0: those of make test")
 	onlySteps = flag.String("sim.steps", "", "numbers of the steps to play, comma separated; empty: all, - none")
 	logged    = flag.Bool("sim.log", false, "print the log of the appliance")
+	traceFile = flag.String("sim.trace", "", "file for what happens, in order, in the last seed")
 	noShrink  = flag.Bool("sim.noshrink", false, "do not look for the steps that matter")
 )
 
@@ -32,6 +33,16 @@ const steady = "asyncpreemptoff=1"
 
 // run plays one history and returns what was wrong and what struck.
 func run(t *testing.T, seed uint64, steps []Step) (wrong []string, counts map[string]int) {
+	wrong, counts, trace := traced(t, seed, steps, *traceFile != "")
+	if *traceFile != "" {
+		if err := os.WriteFile(*traceFile, []byte(strings.Join(trace, "\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return wrong, counts
+}
+
+func traced(t *testing.T, seed uint64, steps []Step, trace bool) (wrong []string, counts map[string]int, events []string) {
 	dir, err := os.MkdirTemp("", "sim")
 	if err != nil {
 		t.Fatal(err)
@@ -43,10 +54,11 @@ func run(t *testing.T, seed uint64, steps []Step) (wrong []string, counts map[st
 		if *logged {
 			w.log = os.Stdout
 		}
+		w.mu.traced = trace
 		w.play(steps)
-		wrong, counts = w.mu.wrong, w.counts()
+		wrong, counts, events = w.mu.wrong, w.counts(), w.mu.trace
 	})
-	return wrong, counts
+	return wrong, counts, events
 }
 
 // TestMain makes what the process shares between bubbles before the first of them: a channel that was made in one cannot be

@@ -13,7 +13,7 @@ const page = 4096 // what a power cut keeps or loses as a whole
 type stateDisk struct {
 	*platter.Disk
 	life  *life
-	slow  func() int                  // how many turns an operation takes; nil: none
+	slow  func(op, path string) int   // how long an operation takes, in parts of a turn; nil: no time
 	fail  func(op, path string) error // nil: nothing fails
 	trace func(op, path string)       // of operations that changed what is durable; nil: not
 	grown func(spool int64)           // after the files below a directory named spool grew; nil: not
@@ -35,7 +35,7 @@ func (d *stateDisk) begin(op, path string) error {
 		return nil
 	}
 	if d.slow != nil {
-		d.life.pause(d.slow())
+		d.life.pause(d.slow(op, path))
 	}
 	if d.fail != nil && d.life.isAlive() {
 		return d.fail(op, path)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -31,6 +32,7 @@ type world struct {
 	dir    string // of the real file system, for saved blocks
 	*dice         // of set-up and steps
 	haste  *dice  // how long things take
+	turns  *turnstile
 	target *fake.Fake
 	fate   *fate
 	log    io.Writer // of everything; nil: nowhere
@@ -62,9 +64,11 @@ type world struct {
 		acks     []ack
 		copies   map[string]*copying // by VM and disk
 		counts   map[string]int
+		doing    map[string]int // how often who did what
 		wrong    []string
 		quotaMax int64 // that the spool may have by now
-		trace    []string
+		traced   bool
+		trace    []string // what happened, in order, if it is traced
 	}
 }
 
@@ -93,8 +97,8 @@ type ack struct {
 }
 
 func newWorld(seed uint64, dir string) *world {
-	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), leaving: make(chan struct{}), spaces: map[string][]byte{}}
-	w.mu.seals, w.mu.closed, w.mu.copies, w.mu.counts = map[string]sealed{}, map[string]manifest{}, map[string]*copying{}, map[string]int{}
+	w := &world{seed: seed, dir: dir, dice: newDice(seed, 4), haste: newDice(seed, 7), turns: &turnstile{}, leaving: make(chan struct{}), spaces: map[string][]byte{}}
+	w.mu.seals, w.mu.closed, w.mu.copies, w.mu.counts, w.mu.doing = map[string]sealed{}, map[string]manifest{}, map[string]*copying{}, map[string]int{}, map[string]int{}
 	uuid.SetRand(reader{rand.New(rand.NewPCG(seed, 5))})
 	w.target = fake.New(fake.Options{Now: time.Now})
 	w.fate = newFate(w)
@@ -125,7 +129,7 @@ func (r reader) Read(p []byte) (int, error) {
 
 // newHost makes a machine with images of random sizes, none of which was seen by anybody.
 func (w *world) newHost() *host {
-	h := w.bareHost(newLife())
+	h := w.bareHost(newLife(w.turns))
 	for _, vm := range w.vms {
 		for _, name := range stocks[w.draw(len(stocks))] {
 			w.addImage(h, vm, name)
@@ -240,12 +244,25 @@ func (d *dice) shuffle(n int, swap func(i, k int)) {
 	d.mu.rng.Shuffle(n, swap)
 }
 
-// turns is how long a slow operation takes this time.
-func (w *world) turns(slow int32) int {
+// slowness is how long a slow operation takes this time, in parts of a turn, of less than slow turns. It depends on who does what
+// and how often he did it, so that it does not matter who of two that do something at the same moment comes first.
+func (w *world) slowness(slow int32, who string) int {
 	if slow <= 0 {
 		return 0
 	}
-	return w.haste.draw(int(slow))
+	w.mu.Lock()
+	w.mu.doing[who]++
+	n := w.mu.doing[who]
+	w.mu.Unlock()
+	h := fnv.New64a()
+	fmt.Fprint(h, w.seed, who, n)
+	x := h.Sum64()
+	x = (x ^ x>>29) * 0xbf58476d1ce4e5b9
+	x ^= x >> 32
+	if x%uint64(slow) == 0 {
+		return 0
+	}
+	return int(x%uint64(slow))*turn + int(x>>40%turn)
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.offset.Load())) }
@@ -259,6 +276,15 @@ func (w *world) struck(kind string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.mu.counts[kind]++
+}
+
+// happened adds a line to the trace, with the time of the bubble.
+func (w *world) happened(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.traced {
+		w.mu.trace = append(w.mu.trace, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+	}
 }
 
 // fail notes what must not be. The history goes on to its end.
@@ -275,6 +301,9 @@ func (w *world) noteSeal(id string, line *oracle.Timeline, s *oracle.Seal) {
 	defer w.mu.Unlock()
 	w.mu.seals[id] = sealed{line, s}
 	w.mu.counts["seal"]++
+	if w.mu.traced {
+		w.mu.trace = append(w.mu.trace, "seal "+id)
+	}
 }
 
 func (w *world) noteManifest(m *machine, doc *spool.Manifest) {
