@@ -370,3 +370,36 @@ func TestI1_WriteToALeavingRegionWaitsForTheDelete(t *testing.T) {
 		r.close()
 	})
 }
+
+// It waits from the moment in which the region is leaving, before anything is deleted.
+func TestI1_WriteWaitsForARegionThatIsAboutToLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		r := newRig(t, Options{Hook: func(p string) {
+			if p == BeforeDeactivationApply {
+				<-hang
+			}
+		}})
+		f := newModelFile(4 * extent.BlocksPerRegion)
+		d := r.disk("a", f)
+		write(t, d, f, 0, 1, 1)
+		spooled(t, r.sealed(SealRequest{}))
+		rest(r.vm)
+		left := make(chan struct{})
+		go func() { defer close(left); _, _ = r.vm.Deactivate(t.Context()) }()
+		synctest.Wait()
+		wrote := make(chan struct{})
+		go func() { defer close(wrote); write(t, d, f, 0, 1, 2) }()
+		synctest.Wait()
+		select {
+		case <-wrote:
+			t.Error("written while the region was leaving")
+		default:
+		}
+		close(hang)
+		<-wrote
+		<-left
+		r.check()
+		r.close()
+	})
+}
