@@ -348,16 +348,14 @@ func TestEveryReaderAgreesOnOurSize(t *testing.T) {
 
 func itoa(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
-// FuzzProbe: any bytes under any name give an answer that is consistent in itself, and never a panic. Zeros between
-// the two ends are a number: large inputs are slow to change.
+// FuzzProbe: any bytes under any name give an answer that is consistent in itself, and never a panic.
 func FuzzProbe(f *testing.F) {
 	footer := FixedFooter(1<<10, testID, epoch2000)
-	f.Add("a.vhd", []byte{}, uint32(1<<10), footer[:])
-	f.Add("a.raw", footer[:], uint32(0), []byte{})
-	f.Add("a.vhdx", []byte("vhdxfile"), uint32(300<<10), []byte{})
-	f.Add("a.img", []byte("QFI\xfb"), uint32(0), []byte{})
-	f.Fuzz(func(t *testing.T, name string, head []byte, zeros uint32, tail []byte) {
-		data := slices.Concat(head, make([]byte, zeros%(1<<20)), tail)
+	f.Add("a.vhd", append(make([]byte, 1<<10), footer[:]...))
+	f.Add("a.raw", footer[:])
+	f.Add("a.vhdx", append([]byte("vhdxfile"), make([]byte, 300<<10)...))
+	f.Add("a.img", []byte("QFI\xfb"))
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
 		info, err := Probe(name, bytes.NewReader(data), int64(len(data)))
 		if info.FileSize != int64(len(data)) {
 			t.Errorf("file size %d", info.FileSize)
