@@ -52,8 +52,14 @@ func (f *File) Sync() error {
 	return err
 }
 
-// Close does nothing: the guest keeps the file until its agent ends.
+// Close does nothing: writers share files in the guest. See CloseFiles.
 func (f *File) Close() error { return nil }
+
+// CloseFiles closes every file that the guest has opened for its host; nobody may be writing.
+func (m *Machine) CloseFiles(ctx context.Context) error {
+	_, err := m.link.ask(ctx, wire.Request{Close: &wire.Close{}})
+	return err
+}
 
 // Gone says whether an error is only that the guest is not there any more.
 func Gone(err error) bool { return errors.Is(err, ErrGone) }

@@ -30,7 +30,9 @@ chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-in
 
 echo guest >"$root/etc/hostname"
 printf '127.0.0.1 localhost guest\n' >"$root/etc/hosts"
-printf '/dev/vda / ext4 defaults,noatime 0 0\nLABEL=payload /payload ext4 ro 0 0\nLABEL=store /srv ext4 defaults,noatime 0 0\n' >"$root/etc/fstab"
+# On a busy host an emulated machine takes its time to find its disks.
+printf '%s\n' '/dev/vda / ext4 defaults,noatime 0 0' 'LABEL=payload /payload ext4 ro,x-systemd.device-timeout=10min 0 0' \
+	'LABEL=store /srv ext4 defaults,noatime,x-systemd.device-timeout=10min 0 0' >"$root/etc/fstab"
 printf '[Match]\nName=e*\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' >"$root/etc/systemd/network/10-user.network"
 mkdir -p "$root/payload" "$root/srv" "$root/etc/systemd/journald.conf.d"
 printf '[Journal]\nStorage=persistent\nSyncIntervalSec=1\nRateLimitIntervalSec=0\n' >"$root/etc/systemd/journald.conf.d/guest.conf"

@@ -12,17 +12,21 @@ import (
 // payloadSize is that of the disk with agent and appliance, in bytes.
 const payloadSize = 256 << 20
 
-// Payload makes the disk with the agent at its root and, below tree, what `make install` put into a DESTDIR. It runs make
-// and go in module, the root of the repository.
-func Payload(ctx context.Context, module, dir, image string) error {
+// Payload makes the disk with the agent and more files at its root and, below tree, what `make install` put into a DESTDIR.
+// It runs make and go in module, the root of the repository. In the guest it is mounted at /payload.
+func Payload(ctx context.Context, module, dir, image string, more ...string) error {
 	tree := filepath.Join(dir, "payload")
 	if err := errors.Join(os.RemoveAll(tree), os.MkdirAll(tree, 0o755)); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
+	commands := [][]string{
 		{"make", "-s", "install", "DESTDIR=" + filepath.Join(tree, "tree")},
 		{"go", "build", "-o", filepath.Join(tree, "agent"), "./appliance/e2e/guest/agent"},
-	} {
+	}
+	for _, file := range more {
+		commands = append(commands, []string{"cp", file, tree})
+	}
+	for _, args := range commands {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Dir = module
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "MAKEFLAGS=")

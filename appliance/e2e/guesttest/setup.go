@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/guest"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/stage"
 	"github.com/vhdrelay/vhdrelay/shipper/pageblob/azurite"
 )
 
@@ -19,6 +21,8 @@ import (
 type test struct {
 	*guest.Machine
 	dir     string
+	image   guest.Image
+	payload string
 	azure   *azurite.Server
 	results map[string]error
 }
@@ -29,33 +33,82 @@ const (
 	container = "replicas"
 )
 
-// setup makes everything and boots.
-func setup(ctx context.Context, cache, dir string) (t *test, err error) {
-	t = &test{dir: dir, results: map[string]error{}}
-	image, err := guest.Cached(ctx, cache, os.Stdout)
+// prepare makes what the machines need.
+func (t *test) prepare(ctx context.Context, cache, kernel string) (err error) {
+	switch kernel {
+	case "stock":
+		t.image, err = guest.Cached(ctx, cache, os.Stdout)
+	case "backports":
+		t.image, err = guest.CachedBackports(ctx, cache, os.Stdout)
+	default:
+		err = fmt.Errorf("kernel %q: stock or backports", kernel)
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	module, err := guest.Module()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	payload, store := filepath.Join(dir, "payload.img"), filepath.Join(dir, "store.img")
-	if err := errors.Join(guest.Payload(ctx, module, dir, payload), t.makeStore(ctx, store)); err != nil {
-		return nil, err
+	if err := os.MkdirAll(t.dir, 0o755); err != nil {
+		return err
+	}
+	next, err := rig.BuildNext(ctx, t.dir)
+	if err != nil {
+		return err
+	}
+	t.payload = filepath.Join(t.dir, "payload.img")
+	return guest.Payload(ctx, module, t.dir, t.payload, next)
+}
+
+// all runs the steps in one machine and the ends in another, and counts the failures.
+func (t *test) all(ctx context.Context, o options) (failed int, err error) {
+	if o.restarts > 0 && !t.check(fmt.Sprintf("%d restarts and %d kills under load, on the %s kernel", o.restarts, o.kills, o.kernel), t.ends(ctx, o)) {
+		failed++
+	}
+	if !o.steps {
+		return failed, nil
+	}
+	if err := t.boot(ctx); err != nil {
+		return failed, err
+	}
+	failed += t.play(ctx)
+	return failed, t.close()
+}
+
+// ends runs stage.Service; its evidence stays where it works.
+func (t *test) ends(ctx context.Context, o options) error {
+	e := &stage.Env{Dir: t.dir, Binary: filepath.Join(t.dir, "payload", "tree", "usr", "local", "bin", "vhdrelay"), Seed: o.seed, Out: os.Stdout, Azure: true}
+	report := stage.NewReport(e.Out)
+	service := stage.Service{Image: t.image, Payload: t.payload, Hot: o.kernel == "backports", Restarts: o.restarts, Kills: o.kills, Next: "/payload/vhdrelay-next"}
+	err := service.Run(ctx, e, report)
+	for _, f := range report.Figures() {
+		fmt.Printf("     %s: %s\n", f.Name, f.Value)
+	}
+	for _, f := range report.Failures() {
+		err = errors.Join(err, errors.New(f))
+	}
+	return err
+}
+
+// boot makes target and machine, and boots.
+func (t *test) boot(ctx context.Context) (err error) {
+	store := filepath.Join(t.dir, "store.img")
+	if err := t.makeStore(ctx, store); err != nil {
+		return err
 	}
 	if t.azure, err = azurite.Start(ctx, azurite.Options{}); err != nil {
-		return nil, err
+		return err
 	}
-	if t.Machine, err = guest.New(ctx, guest.Options{Dir: filepath.Join(dir, "machine"), Image: image, Payload: payload, Store: store}); err != nil {
-		return nil, errors.Join(err, t.azure.Close())
+	if t.Machine, err = guest.New(ctx, guest.Options{Dir: filepath.Join(t.dir, "machine"), Image: t.image, Payload: t.payload, Store: store}); err != nil {
+		return errors.Join(err, t.azure.Close())
 	}
 	began := time.Now()
 	if err := t.Boot(ctx); err != nil {
-		return nil, errors.Join(err, t.azure.Close())
+		return errors.Join(err, t.azure.Close())
 	}
 	fmt.Printf("booted in %v\n", time.Since(began).Round(time.Second))
-	return t, nil
+	return nil
 }
 
 // makeStore makes a file system with a VM of one disk.

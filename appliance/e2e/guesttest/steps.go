@@ -153,17 +153,17 @@ func (t *test) namespaces(ctx context.Context) error {
 	return err
 }
 
-// hidden shows what the unit avoids, and that namespaces would notice.
+// hidden shows what the unit avoids, and that namespaces would notice. It stops, so that the next process takes no mount over.
 func (t *test) hidden(ctx context.Context) error {
 	const dropIn = "/etc/systemd/system/vhdrelay.service.d/hide.conf"
 	if err := t.Put(ctx, dropIn, "[Service]\nPrivateTmp=yes\n", 0o644); err != nil {
 		return err
 	}
-	_, err := t.Shell(ctx, `systemctl daemon-reload && systemctl restart vhdrelay
+	_, err := t.Shell(ctx, `systemctl daemon-reload && systemctl stop vhdrelay && systemctl start vhdrelay
 	pid=$(systemctl show -p MainPID --value vhdrelay)
 	nsenter -t "$pid" -m test -e /vhd/web01/os.raw || { echo "the appliance itself does not see the store"; exit 1; }
 	if mountpoint -q /vhd; then echo "the host sees a mount made in a namespace"; exit 1; fi`)
-	_, err2 := t.Shell(ctx, "rm "+dropIn+" && systemctl daemon-reload && systemctl restart vhdrelay && test -e /vhd/web01/os.raw")
+	_, err2 := t.Shell(ctx, "rm "+dropIn+" && systemctl daemon-reload && systemctl stop vhdrelay && systemctl start vhdrelay && test -e /vhd/web01/os.raw")
 	return errors.Join(err, err2)
 }
 

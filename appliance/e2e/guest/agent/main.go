@@ -99,6 +99,8 @@ func (a *agent) do(req wire.Request) wire.Answer {
 		if f, err = a.file(req.Sync.File); err == nil {
 			err = f.Sync()
 		}
+	case req.Close != nil:
+		a.closeAll()
 	default:
 		err = errors.New("an empty request")
 	}
@@ -151,6 +153,16 @@ func (a *agent) file(name wire.File) (*os.File, error) {
 		a.files.open[name] = f
 	}
 	return f, err
+}
+
+// closeAll closes what is open. How a close ends says nothing here: what was written was answered.
+func (a *agent) closeAll() {
+	a.files.Lock()
+	defer a.files.Unlock()
+	for name, f := range a.files.open {
+		_ = f.Close()
+		delete(a.files.open, name)
+	}
 }
 
 func (a *agent) write(w wire.Write) error {

@@ -10,6 +10,7 @@ type Request struct {
 	Put   *Put   `json:"put,omitempty"`
 	Write *Write `json:"write,omitempty"`
 	Sync  *Sync  `json:"sync,omitempty"`
+	Close *Close `json:"close,omitempty"`
 }
 
 // Exec runs a program.
@@ -38,6 +39,9 @@ type Write struct {
 
 // Sync is an fsync.
 type Sync struct{ File }
+
+// Close closes every file that writes and syncs have opened; the next ones open anew.
+type Close struct{}
 
 // File names an open file: same path and flags (of open(2)), same file.
 type File struct {
