@@ -31,7 +31,7 @@ func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 		doubts[d.ID()] = v.doubts(d.ID())
 		written[d.ID()] = v.foreign(d.ID())
 	}
-	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
+	s, err := v.vm.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}

@@ -162,12 +162,12 @@ func (vm *VM) Seal(r SealRequest) (*Sealed, error) {
 	if vm.sealed.Load() != nil {
 		return nil, ErrSealed
 	}
-	if r.Now.IsZero() {
-		r.Now = vm.j.opts.Now()
-	}
 	epoch, err := vm.nextEpoch()
 	if err != nil {
 		return nil, err
+	}
+	if r.Now.IsZero() {
+		r.Now = vm.j.opts.Now() // after the commit, which may take seconds: the point would have a time from before what it holds
 	}
 	s := &Sealed{Epoch: epoch, UUID: uuid.New(), Time: r.Now.Round(0), vm: vm, limit: r.SavedLimit}
 	if !vm.advance(s, r) {
