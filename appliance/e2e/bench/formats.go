@@ -135,7 +135,7 @@ func payload(path string) (from, to int64, err error) {
 // interleaveFormats runs one job on all images in turn. Twice three rounds balance an odd number of them.
 func (b *bench) interleaveFormats(j job, variants []*variant, size int64) (figures, error) {
 	full := 2 * len(variants)
-	return b.inTurns(j, variants, size, (b.rounds+full-1)/full*full, func(round int, f figures) {
+	return b.inTurns(j, variants, size, (b.rounds+full-1)/full*full, b.turn, func(round int, f figures) {
 		b.progress("%s, round %d: dynamic VHD/fixed %.2f, VHDX/fixed %.2f", j.name, round+1,
 			f[writtenImages[1].name][round]/f[writtenImages[0].name][round], f[writtenImages[2].name][round]/f[writtenImages[0].name][round])
 	})

@@ -48,15 +48,18 @@ func (b *bench) matrix() (rows []row, err error) {
 		return nil, err
 	}
 	jobs := matrixJobs()
-	all := make([]figures, len(jobs))
+	all, pairs := make([]figures, len(jobs)), make([]figures, len(jobs))
 	for i, j := range jobs {
 		if all[i], err = b.interleave(j, variants, size); err != nil {
 			return nil, err
 		}
+		if pairs[i], err = b.pairs(j, variants, size); err != nil {
+			return nil, err
+		}
 	}
-	b.printMatrix(jobs, all)
+	b.printMatrix(jobs, all, pairs)
 	for i, j := range jobs {
-		rows = append(rows, matrixRows(j, all[i])...)
+		rows = append(rows, matrixRows(j, all[i], pairs[i])...)
 	}
 	return rows, nil
 }
@@ -112,15 +115,32 @@ func turns(n, round int) []int {
 
 // interleave runs one job on all variants of the matrix.
 func (b *bench) interleave(j job, variants []*variant, size int64) (figures, error) {
-	return b.inTurns(j, variants, size, b.rounds, func(round int, f figures) {
+	return b.inTurns(j, variants, size, b.rounds, b.turn, func(round int, f figures) {
 		b.progress("%s, round %d of %d: on/off %.2f, on/qemu %.2f, on/raw %.2f", j.name, round+1, b.rounds,
 			f[shimOn][round]/f[shimOff][round], f[shimOn][round]/f[qemuFUSE][round], f[shimOn][round]/f[rawFile][round])
 	})
 }
 
+// pairs runs one job with tracking on and off only, one right after the other: what tracking costs is small beside what a
+// machine's speed wanders by while four variants have their turns.
+func (b *bench) pairs(j job, variants []*variant, size int64) (figures, error) {
+	const more, shorter = 8, 4
+	var two []*variant
+	for _, v := range variants {
+		if v.name == shimOn || v.name == shimOff {
+			two = append(two, v)
+		}
+	}
+	return b.inTurns(j, two, size, more*b.rounds, b.turn/shorter, func(round int, f figures) {
+		if r := over(f[shimOn], f[shimOff]); round+1 == more*b.rounds {
+			b.progress("%s, %d pairs: on/off %v", j.name, len(r), r)
+		}
+	})
+}
+
 // inTurns runs one job on all variants in turn, round by round, in a balanced order, and tells of each round. Nobody's turn
 // pays for what another left to be written back.
-func (b *bench) inTurns(j job, variants []*variant, size int64, rounds int, told func(round int, f figures)) (figures, error) {
+func (b *bench) inTurns(j job, variants []*variant, size int64, rounds int, turn time.Duration, told func(round int, f figures)) (figures, error) {
 	f := figures{}
 	for round := range rounds {
 		for _, i := range turns(len(variants), round) {
@@ -130,7 +150,7 @@ func (b *bench) inTurns(j job, variants []*variant, size int64, rounds int, told
 					return nil, err
 				}
 			}
-			l, err := j.run(b.ctx, v, size, b.turn)
+			l, err := j.run(b.ctx, v, size, turn)
 			if err != nil {
 				return nil, err
 			}
@@ -143,10 +163,10 @@ func (b *bench) inTurns(j job, variants []*variant, size int64, rounds int, told
 
 // matrixRows holds a job against its budgets: tracking must cost nothing, the mount must beat the alternative, and
 // large transfers must come near the file itself.
-func matrixRows(j job, f figures) []row {
-	onOff := over(f[shimOn], f[shimOff])
+func matrixRows(j job, f, pairs figures) []row {
+	onOff := over(pairs[shimOn], pairs[shimOff])
 	onQemu := over(f[shimOn], f[qemuFUSE])
-	detail := fmt.Sprintf("on %s, off %s", rate(median(f[shimOn]), j.bandwidth()), rate(median(f[shimOff]), j.bandwidth()))
+	detail := fmt.Sprintf("on %s, off %s", rate(median(pairs[shimOn]), j.bandwidth()), rate(median(pairs[shimOff]), j.bandwidth()))
 	rows := []row{
 		ratioRow(j.name, "tracking off", onOff, atLeast(0.97), detail),
 		ratioRow(j.name, "qemu-storage-daemon", onQemu, atLeast(1), "qemu "+rate(median(f[qemuFUSE]), j.bandwidth())),
@@ -158,8 +178,9 @@ func matrixRows(j job, f figures) []row {
 }
 
 // printMatrix prints the figures behind the ratios.
-func (b *bench) printMatrix(jobs []job, all []figures) {
-	fmt.Fprintf(b.out, "\nThe fio matrix, medians of %d rounds of %v; ratios are medians of the rounds' ratios (smallest..largest):\n\n", b.rounds, b.turn.Round(time.Millisecond))
+func (b *bench) printMatrix(jobs []job, all, pairs []figures) {
+	fmt.Fprintf(b.out, "\nThe fio matrix, medians of %d rounds of %v; ratios are medians of the rounds' ratios (smallest..largest), of on / off those of shorter turns, one right after the other:\n\n",
+		b.rounds, b.turn.Round(time.Millisecond))
 	names := []string{rawFile, shimOff, shimOn, qemuFUSE}
 	printColumns(b.out, []string{"load", "raw file", "tracking off", "tracking on", "qemu-storage-daemon", "on / off", "on / qemu", "on / raw"}, func(yield func([]string)) {
 		for i, j := range jobs {
@@ -167,7 +188,8 @@ func (b *bench) printMatrix(jobs []job, all []figures) {
 			for _, n := range names {
 				cells = append(cells, rate(median(all[i][n]), j.bandwidth()))
 			}
-			for _, against := range []string{shimOff, qemuFUSE, rawFile} {
+			cells = append(cells, over(pairs[i][shimOn], pairs[i][shimOff]).String())
+			for _, against := range []string{qemuFUSE, rawFile} {
 				cells = append(cells, over(all[i][shimOn], all[i][against]).String())
 			}
 			yield(cells)

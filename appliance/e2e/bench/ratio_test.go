@@ -88,8 +88,9 @@ func TestRate(t *testing.T) {
 }
 
 func TestMatrixRowsHoldEachBudget(t *testing.T) {
-	f := figures{rawFile: {100, 100}, shimOff: {50, 50}, shimOn: {49, 50}, qemuFUSE: {40, 60}}
-	rows := matrixRows(matrixJobs()[0], f)
+	f := figures{rawFile: {100, 100}, shimOff: {1, 1}, shimOn: {49, 50}, qemuFUSE: {40, 60}}
+	pairs := figures{shimOff: {50, 50}, shimOn: {49, 50}}
+	rows := matrixRows(matrixJobs()[0], f, pairs)
 	if len(rows) != 3 {
 		t.Fatalf("%d rows", len(rows))
 	}
@@ -101,7 +102,7 @@ func TestMatrixRowsHoldEachBudget(t *testing.T) {
 			t.Errorf("row %d: %+v", i, rows[i])
 		}
 	}
-	if n := len(matrixRows(matrixJobs()[2], f)); n != 2 {
+	if n := len(matrixRows(matrixJobs()[2], f, pairs)); n != 2 {
 		t.Errorf("a row of small writes is held against the raw file too: %d", n)
 	}
 }
