@@ -269,15 +269,19 @@ func (r *rig) vm(name string) control.VM {
 	return s.VMs[0]
 }
 
-// await asks for the VM until the condition holds.
+// await asks for the VM until the condition holds; there may be none yet.
 func (r *rig) await(vm, what string, holds func(control.VM) bool) control.VM {
 	r.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	ctx := r.ctx()
 	for {
-		if v := r.vm(vm); holds(v) {
-			return v
+		s, err := r.client.Status(ctx, "")
+		r.must(err)
+		for _, v := range s.VMs {
+			if v.Name == vm && holds(v) {
+				return v
+			}
 		}
 		select {
 		case <-tick.C:

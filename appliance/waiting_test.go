@@ -190,7 +190,7 @@ func TestResyncSaysWhatWasSent(t *testing.T) {
 		b.must(errors.Join(err, f.Close()))
 		_, err = b.a.Resync(b.t.Context(), "web", "", control.ResyncOptions{Now: true}, nil)
 		b.must(err)
-		v := b.within(2*time.Minute, "web", "Normal", func(v control.VM) bool { return normal(v) && len(v.Jobs) == 0 })
+		v := b.within(10*time.Minute, "web", "Normal", func(v control.VM) bool { return normal(v) && len(v.Jobs) == 0 })
 		r := v.Resync
 		if r.ComparedBytes != 64*mib || r.DifferingBytes != 8192 || r.SentBytes < 8192 || r.SentBytes > 16384 {
 			t.Errorf("%+v", r)

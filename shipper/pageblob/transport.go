@@ -141,7 +141,8 @@ func (s *sender) Do(req *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-	resp, err := s.client.Do(req)
+	// Not client.Do: at a redirect, which is not followed, it rewinds the body while the transport may still read it.
+	resp, err := s.client.Transport.RoundTrip(req)
 	if err != nil {
 		return nil, withoutURL(err)
 	}

@@ -78,8 +78,9 @@ func (d Drive) Start(ctx context.Context) (*Machine, error) {
 	if m.qemu, err = start(m.path("qemu.log"), d.args(m)); err != nil {
 		return nil, errors.Join(err, said.Close())
 	}
+	qemu := m.qemu // Close forgets it
 	go func() {
-		<-m.qemu.done
+		<-qemu.done
 		_ = said.Close() // taken by qemu, or never to be
 	}()
 	return m, m.greet(ctx, ln)

@@ -89,11 +89,11 @@ func (m *Machine) Boot(ctx context.Context) (err error) {
 func (m *Machine) connect(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
-	ended := make(chan struct{})
+	ended, qemu := make(chan struct{}), m.qemu
 	defer close(ended)
 	go func() {
 		select {
-		case <-m.qemu.done:
+		case <-qemu.done:
 			ln.Close()
 		case <-ended:
 		}
