@@ -66,8 +66,7 @@ type SealRequest struct {
 	// Whole lists by disk id the translated images: only their capture finds out what
 	// it will read, so every block is protected until it calls Narrow.
 	Whole      map[string]bool
-	Now        time.Time // of the epoch; zero: the journal's clock
-	SavedLimit int64     // bytes of saved blocks the epoch may hold, all disks together
+	SavedLimit int64 // bytes of saved blocks the epoch may hold, all disks together
 }
 
 // Points are the names Options.Hook is called with, each after the gap it sits

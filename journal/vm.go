@@ -166,10 +166,8 @@ func (vm *VM) Seal(r SealRequest) (*Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Now.IsZero() {
-		r.Now = vm.j.opts.Now() // after the commit, which may take seconds: the point would have a time from before what it holds
-	}
-	s := &Sealed{Epoch: epoch, UUID: uuid.New(), Time: r.Now.Round(0), vm: vm, limit: r.SavedLimit}
+	// The time comes after the commit, which may take seconds: the point would have one from before what it holds.
+	s := &Sealed{Epoch: epoch, UUID: uuid.New(), Time: vm.j.opts.Now().Round(0), vm: vm, limit: r.SavedLimit}
 	if !vm.advance(s, r) {
 		return nil, ErrSealed // the number is a gap
 	}

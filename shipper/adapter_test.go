@@ -17,7 +17,7 @@ import (
 type testVolume struct{ r *rig }
 
 func (v testVolume) Seal(req SealRequest) (Epoch, error) {
-	s, err := v.r.log.Seal(journal.SealRequest{Extra: req.Extra, Whole: req.Whole, Now: req.Now, SavedLimit: req.SavedLimit})
+	s, err := v.r.log.Seal(journal.SealRequest{Extra: req.Extra, Whole: req.Whole, SavedLimit: req.SavedLimit})
 	if err != nil {
 		return nil, err
 	}

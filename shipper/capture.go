@@ -198,7 +198,7 @@ func (v *VM) settle() error {
 
 // sealRequest lists what the capture reads besides the changed blocks.
 func (v *VM) sealRequest(disks []*disk) SealRequest {
-	req := SealRequest{Extra: map[string][]FileRange{}, Whole: map[string]bool{}, Now: v.opts.Now(), SavedLimit: v.savedLimit()}
+	req := SealRequest{Extra: map[string][]FileRange{}, Whole: map[string]bool{}, SavedLimit: v.savedLimit()}
 	for _, d := range disks {
 		if d.translated() {
 			for _, id := range d.below() {

@@ -34,8 +34,7 @@ type Volume interface {
 type SealRequest struct {
 	Extra      map[string][]FileRange // by disk id: blocks with unknown entries, metadata
 	Whole      map[string]bool        // by disk id: every block, until the capture narrows the list
-	Now        time.Time
-	SavedLimit int64 // bytes of saved blocks the epoch may hold
+	SavedLimit int64                  // bytes of saved blocks the epoch may hold
 }
 
 // Epoch is a sealed epoch: the state of all disks of a VM at one moment.

@@ -22,7 +22,7 @@ func (v volume) Seal(r shipper.SealRequest) (shipper.Epoch, error) {
 		written[t.disk.ID()], doubts[t.disk.ID()] = t.foreign.Load(), t.doubts.Load()
 	}
 	asked := m.timeline.SealAsked()
-	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, Now: r.Now, SavedLimit: r.SavedLimit})
+	s, err := m.log.Seal(journal.SealRequest{Extra: r.Extra, Whole: r.Whole, SavedLimit: r.SavedLimit})
 	if err != nil {
 		return nil, err
 	}
