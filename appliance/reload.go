@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/vhdrelay/vhdrelay/appliance/config"
+	"github.com/vhdrelay/vhdrelay/appliance/health"
 )
 
 // hangups are the SIGHUPs from now on. They are asked for before anybody is told that the appliance serves: until then one
@@ -38,7 +39,7 @@ func (a *Appliance) reload() {
 	next, err := config.Load(old.Path)
 	a.misread(err)
 	if err != nil {
-		a.log.Error("config not reloaded; the old one stays in force", "path", old.Path, "code", "config-invalid", "cause", err, "action", "mend it, then: systemctl reload vhdrelay")
+		a.log.Error("config not reloaded; the old one stays in force", "path", old.Path, "code", health.ConfigInvalid, "cause", err, "action", "mend it, then: systemctl reload vhdrelay")
 		return
 	}
 	inForce, restart := old.Reload(next)

@@ -177,6 +177,11 @@ func blockRanges(l Layout, file []FileRange) []DiskRange {
 	return extent.Of(all...).Ranges()
 }
 
+// openChain opens the disk's image, of which st is known, and what it lies over, as they are now.
+func (d *disk) openChain(st chain.Stat) (*chain.Chain, error) {
+	return chain.Open(d.files.parents(), chain.Leaf{Name: d.src.Path(), R: d.src, Stat: identity(st)}, chain.Options{Known: d.previousMarks()})
+}
+
 // lookThrough reads the tables of a disk's image, and of what it lies over, as they are now.
 func (v *VM) lookThrough(d *disk) (*previous, error) {
 	p := &previous{at: v.opts.Now(), chain: closed()}
@@ -184,11 +189,10 @@ func (v *VM) lookThrough(d *disk) (*previous, error) {
 	if err != nil {
 		return nil, err
 	}
-	st = identity(st)
 	if st.Size, err = d.src.Size(); err != nil {
 		return nil, err
 	}
-	c, err := chain.Open(d.files.parents(), chain.Leaf{Name: d.src.Path(), R: d.src, Stat: st}, chain.Options{Known: d.previousMarks()})
+	c, err := d.openChain(st)
 	if err != nil {
 		return nil, err
 	}

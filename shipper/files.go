@@ -35,7 +35,7 @@ func newFiles(store chain.Store) *files {
 // errMoved: an image that a disk is read through is not where it was.
 var errMoved = errors.New("it is not where it was")
 
-// whole takes what does not identify a file out of a Stat: a device has another number after a restart, and a store is on
+// identity takes what does not identify a file out of a Stat: a device has another number after a restart, and a store is on
 // one.
 func identity(st chain.Stat) chain.Stat {
 	st.Device = 0

@@ -163,7 +163,7 @@ func (d *disk) followChain() []chain.Stat {
 		return nil
 	}
 	line := []chain.Stat{identity(st)}
-	below, err := d.parents(identity(st))
+	below, err := d.parents(st)
 	line = append(line, below...)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -200,7 +200,7 @@ func (d *disk) parents(st chain.Stat) (below []chain.Stat, err error) {
 	default:
 		return nil, nil
 	}
-	c, err := chain.Open(d.files.parents(), chain.Leaf{Name: d.src.Path(), R: d.src, Stat: st}, chain.Options{Known: d.previousMarks()})
+	c, err := d.openChain(st)
 	if err != nil {
 		return nil, err
 	}
@@ -237,10 +237,7 @@ func (v *VM) setAside(n, over *disk) {
 func (v *VM) forgetNew(n *disk) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.mu.disks[n.src.ID()] == n {
-		delete(v.mu.disks, n.src.ID())
-		v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(id string) bool { return id == n.src.ID() })
-	}
+	v.takeOutLocked(n)
 }
 
 // goOn has a disk begin with another file.

@@ -70,12 +70,8 @@ func (tr *translation) open(c *capture) error {
 	}
 	st = identity(st)
 	st.Size = tr.view.FileSize()
-	known := chain.Identity(nil)
-	if prev := d.previous(); prev != nil {
-		known = prev.marks
-	}
 	s := sealedStore{d.files.parents(), d.files, c.epoch, map[string]sealedMember{}}
-	ch, err := chain.Open(s, chain.Leaf{Name: d.src.Path(), R: sealedFile{tr.view}, Stat: st}, chain.Options{Known: known})
+	ch, err := chain.Open(s, chain.Leaf{Name: d.src.Path(), R: sealedFile{tr.view}, Stat: st}, chain.Options{Known: d.previousMarks()})
 	if err != nil {
 		d.followChain() // what it lies over by now is protected by the next seal
 		return err

@@ -375,15 +375,11 @@ func (v *VM) liesBelow(d *disk) bool {
 
 // drop takes a disk out; its replica stays until its last point is pruned.
 func (v *VM) drop(d *disk) error {
-	id := d.src.ID()
 	v.mu.Lock()
-	if v.mu.disks[id] == d {
-		delete(v.mu.disks, id)
-		v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(have string) bool { return have == id })
-	}
+	v.takeOutLocked(d)
 	v.mu.removed = append(v.mu.removed, d)
 	v.mu.Unlock()
-	err := errors.Join(d.state.update(func(r *diskRecord) { r.Gone = true }), v.unbind(id))
+	err := errors.Join(d.state.update(func(r *diskRecord) { r.Gone = true }), v.unbind(d.src.ID()))
 	d.state.retire() // a stage may be at work on the disk still
 	// And on the table: it is closed between two captures.
 	if err := v.opts.Tree.Remove(v.tablePath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -392,6 +388,15 @@ func (v *VM) drop(d *disk) error {
 	v.sweepBlocks(d, 0)
 	v.notify()
 	return err
+}
+
+// takeOutLocked takes a disk from the list, unless another has its id by now.
+func (v *VM) takeOutLocked(d *disk) {
+	id := d.src.ID()
+	if v.mu.disks[id] == d {
+		delete(v.mu.disks, id)
+		v.mu.order = slices.DeleteFunc(slices.Clone(v.mu.order), func(have string) bool { return have == id })
+	}
 }
 
 // closeRemoved closes what removed disks left open.
