@@ -10,45 +10,8 @@ import (
 	"github.com/vhdrelay/vhdrelay/fs/image/imagetest"
 )
 
-// layer is one image of a chain with the tests' own writer: qemu writes neither format.
-type layer interface {
-	file() []byte
-	put(off int64, data []byte)
-	model() []byte
-	over(id byte, name string) layer
-	link(parent layer, name string)
-}
-
-type vhdLayer struct{ *imagetest.VHDLayer }
-
-func (l vhdLayer) file() []byte               { return l.File() }
-func (l vhdLayer) put(off int64, data []byte) { l.Put(off, data) }
-func (l vhdLayer) model() []byte              { return l.Model }
-func (l vhdLayer) over(id byte, name string) layer {
-	return vhdLayer{imagetest.NewVHDLayer(l.Virtual, l.BlockSize, id, l.VHDLayer, name)}
-}
-func (l vhdLayer) link(parent layer, name string) {
-	l.Reparent(parent.(vhdLayer).VHD, imagetest.Created)
-	l.Locate(0, "W2ru", `.\`+name)
-	l.Locate(1, "W2ku", "")
-	l.Locate(2, "MacX", "")
-	l.Rename(name)
-}
-
-type vhdxLayer struct{ *imagetest.VHDXLayer }
-
-func (l vhdxLayer) file() []byte               { return bytes.Clone(l.B) }
-func (l vhdxLayer) put(off int64, data []byte) { l.Put(off, data) }
-func (l vhdxLayer) model() []byte              { return l.Model }
-func (l vhdxLayer) over(id byte, name string) layer {
-	return vhdxLayer{imagetest.NewVHDXLayer(l.Virtual, l.Sector, id, l.VHDXLayer, name)}
-}
-func (l vhdxLayer) link(parent layer, name string) {
-	l.Locate("parent_linkage", imagetest.GUIDText(parent.(vhdxLayer).DataWrite), "relative_path", `.\`+name)
-}
-
 // flush writes what differs in the file at the mount, sector by sector.
-func (r *rig) flush(name string, l layer) {
+func (r *rig) flush(name string, l imagetest.Layer) {
 	r.t.Helper()
 	path := filepath.Join(r.mount, "web", name)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
@@ -56,7 +19,7 @@ func (r *rig) flush(name string, l layer) {
 	defer f.Close()
 	was, err := os.ReadFile(filepath.Join(r.source, "web", name))
 	r.must(err)
-	now := l.file()
+	now := l.Bytes()
 	for at := 0; at < len(now); at += 512 {
 		if end := min(at+512, len(now)); at >= len(was) && (!bytes.Equal(now[at:end], make([]byte, end-at)) || end == len(now)) ||
 			at < len(was) && !bytes.Equal(was[at:min(end, len(was))], now[at:end]) {
@@ -67,10 +30,10 @@ func (r *rig) flush(name string, l layer) {
 }
 
 // merge puts what up's disk has and down's has not into down.
-func merge(up, down layer) {
-	for at := 0; at < len(up.model()); at += 512 {
-		if p := up.model()[at : at+512]; !bytes.Equal(p, down.model()[at:at+512]) {
-			down.put(int64(at), p)
+func merge(up, down imagetest.Layer) {
+	for at := 0; at < len(up.Disk()); at += 512 {
+		if p := up.Disk()[at : at+512]; !bytes.Equal(p, down.Disk()[at:at+512]) {
+			down.Put(int64(at), p)
 		}
 	}
 }
@@ -78,28 +41,28 @@ func merge(up, down layer) {
 // A chain of three, written to at the mount, snapshot and merged as XCP-ng does, and the appliance started anew: every point
 // is what the guest had, of one disk with one replica.
 func TestI2_ChainAtTheMount(t *testing.T) {
-	for ext, base := range map[string]layer{
-		"vhd":  vhdLayer{imagetest.NewVHDLayer(4*mib, 64<<10, 1, nil, "")},
-		"vhdx": vhdxLayer{imagetest.NewVHDXLayer(4*mib, 512, 1, nil, "")},
+	for ext, base := range map[string]imagetest.Layer{
+		"vhd":  imagetest.NewVHDLayer(4*mib, 64<<10, 1, nil, "").Layer(),
+		"vhdx": imagetest.NewVHDXLayer(4*mib, 512, 1, nil, "").Layer(),
 	} {
 		t.Run(ext, func(t *testing.T) {
 			r := newRig(t)
 			disk := "disk." + ext
-			fill := func(l layer, off int64, n int) { l.put(off, r.content(n)) }
+			fill := func(l imagetest.Layer, off int64, n int) { l.Put(off, r.content(n)) }
 			fill(base, 0, 2*mib)
-			middle := base.over(2, "base."+ext)
+			middle := base.Over(2, "base."+ext)
 			fill(middle, mib, 200<<10)
-			leaf := middle.over(3, "middle."+ext)
+			leaf := middle.Over(3, "middle."+ext)
 			fill(leaf, 3*mib, 100<<10)
-			for name, l := range map[string]layer{"base." + ext: base, "middle." + ext: middle, disk: leaf} {
-				r.put("web/"+name, l.file())
+			for name, l := range map[string]imagetest.Layer{"base." + ext: base, "middle." + ext: middle, disk: leaf} {
+				r.put("web/"+name, l.Bytes())
 			}
 			r.start()
 			r.await("web", "a first point", func(v control.VM) bool { return v.LastPoint != nil })
 			holds := func(what string) {
 				t.Helper()
 				t.Log(what)
-				r.equals("web", r.sync("web"), map[string][]byte{disk: leaf.model()})
+				r.equals("web", r.sync("web"), map[string][]byte{disk: leaf.Disk()})
 				if v := r.vm("web"); len(v.Disks) != 1 || v.Disks[0].Name != disk || v.Health != control.HealthNormal {
 					t.Errorf("%s: %+v", what, v)
 				}
@@ -110,7 +73,7 @@ func TestI2_ChainAtTheMount(t *testing.T) {
 
 			r.rename("web/"+disk, "web/snapshot."+ext)
 			snapshot := leaf
-			leaf = snapshot.over(4, "snapshot."+ext)
+			leaf = snapshot.Over(4, "snapshot."+ext)
 			r.flush(disk, leaf)
 			fill(leaf, 8192, 32<<10)
 			r.flush(disk, leaf)
@@ -118,7 +81,7 @@ func TestI2_ChainAtTheMount(t *testing.T) {
 
 			merge(snapshot, middle)
 			r.flush("middle."+ext, middle)
-			leaf.link(middle, "middle."+ext)
+			leaf.Link(middle, "middle."+ext)
 			r.flush(disk, leaf)
 			r.must(os.Remove(filepath.Join(r.mount, "web/snapshot."+ext)))
 			fill(leaf, 2*mib, 4096)

@@ -34,11 +34,11 @@ func TestI2_ParentThatNobodyTracks(t *testing.T) {
 				t.Fatalf("%d disks", n)
 			}
 			off := int64(0) // of a block that the leaf does not have
-			for !bytes.Equal(s.guest[off:off+4096], s.layers[1].model()[off:off+4096]) {
+			for !bytes.Equal(s.guest[off:off+4096], s.layers[1].Disk()[off:off+4096]) {
 				off += 4096
 			}
-			s.layers[1].put(off, bytes.Repeat([]byte{0xee}, 4096))
-			now := s.layers[1].file()
+			s.layers[1].Put(off, bytes.Repeat([]byte{0xee}, 4096))
+			now := s.layers[1].Bytes()
 			base.do(extent.Change{Len: int64(len(now))}, now)
 			base.mu.written = s.clock.Now().Add(10 * time.Second) // every look at the clock is a second
 			visible := make([]byte, len(s.guest))
@@ -93,15 +93,15 @@ func TestI2_TwoDisksOverOneImage(t *testing.T) {
 	for _, ext := range []string{"vhd", "vhdx"} {
 		bubble(t, func(t *testing.T) {
 			s := newStack(t, ext, 5, 2)
-			other := s.layers[1].over(9, s.names[1])
+			other := s.layers[1].Over(9, s.names[1])
 			m := s.image("other." + ext)
-			m.guest = func() []byte { return bytes.Clone(other.model()) }
+			m.guest = func() []byte { return bytes.Clone(other.Disk()) }
 			s.finish()
 			s.images[m.name] = m
 			s.order = append(s.order, m.name)
 			s.attach(m.name)
 			write := func() {
-				now, was := other.file(), m.content()
+				now, was := other.Bytes(), m.content()
 				for at := 0; at < len(now); at += 512 {
 					if end := min(at+512, len(now)); at >= len(was) || !bytes.Equal(was[at:min(end, len(was))], now[at:end]) {
 						s.write(m.name, int64(at), now[at:end]...)
@@ -115,7 +115,7 @@ func TestI2_TwoDisksOverOneImage(t *testing.T) {
 					t.Fatalf("%s: %d disks", ext, n)
 				}
 				s.use()
-				other.change(s.rng)
+				other.Change(s.rng)
 				write()
 				if k%2 == 1 {
 					s.crash()
@@ -131,8 +131,8 @@ func TestASnapshotThatIsTakenBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newStack(t, "vhd", 6, 2)
 		before := s.sent(s.finish())
-		l := s.layers[0].over(9, s.names[0])
-		s.add("new.vhd", l.file())
+		l := s.layers[0].Over(9, s.names[0])
+		s.add("new.vhd", l.Bytes())
 		s.images["new.vhd"].guest = func() []byte { return bytes.Clone(s.guest) }
 		s.must(s.vm.captureStep(context.Background()))
 		s.remove("new.vhd")

@@ -12,53 +12,13 @@ import (
 	"github.com/vhdrelay/vhdrelay/shipper/catalog"
 )
 
-// layer is one image of a chain with the tests' own writer.
-type layer interface {
-	file() []byte
-	put(off int64, data []byte)
-	change(rng *rand.Rand)
-	model() []byte
-	over(id byte, name string) layer // a new one over it, which it is called there
-	link(parent layer, name string)  // it lies over parent from now on
-}
-
-type vhdLayer struct{ *imagetest.VHDLayer }
-
-func (l vhdLayer) file() []byte               { return l.File() }
-func (l vhdLayer) put(off int64, data []byte) { l.Put(off, data) }
-func (l vhdLayer) change(rng *rand.Rand)      { l.Change(rng) }
-func (l vhdLayer) model() []byte              { return l.Model }
-func (l vhdLayer) over(id byte, name string) layer {
-	return vhdLayer{imagetest.NewVHDLayer(l.Virtual, l.BlockSize, id, l.VHDLayer, name)}
-}
-func (l vhdLayer) link(parent layer, name string) {
-	l.Reparent(parent.(vhdLayer).VHD, imagetest.Created)
-	l.Locate(0, "W2ru", `.\`+name)
-	l.Locate(1, "W2ku", "")
-	l.Locate(2, "MacX", "")
-	l.Rename(name)
-}
-
-type vhdxLayer struct{ *imagetest.VHDXLayer }
-
-func (l vhdxLayer) file() []byte               { return bytes.Clone(l.B) }
-func (l vhdxLayer) put(off int64, data []byte) { l.Put(off, data) }
-func (l vhdxLayer) change(rng *rand.Rand)      { l.Change(rng) }
-func (l vhdxLayer) model() []byte              { return l.Model }
-func (l vhdxLayer) over(id byte, name string) layer {
-	return vhdxLayer{imagetest.NewVHDXLayer(l.Virtual, l.Sector, id, l.VHDXLayer, name)}
-}
-func (l vhdxLayer) link(parent layer, name string) {
-	l.Locate("parent_linkage", imagetest.GUIDText(parent.(vhdxLayer).DataWrite), "relative_path", `.\`+name)
-}
-
 // stack is a disk whose image lies over others, the leaf first, in a rig.
 type stack struct {
 	*rig
 	rng    *rand.Rand
 	ext    string
 	names  []string
-	layers []layer
+	layers []imagetest.Layer
 	made   int
 	guest  []byte // what the guest has written
 }
@@ -69,26 +29,26 @@ func newStack(t *testing.T, ext string, seed uint64, depth int) *stack {
 	t.Helper()
 	s := &stack{rng: rand.New(rand.NewPCG(seed, 7)), ext: ext, made: depth}
 	for i := range depth {
-		var l layer
+		var l imagetest.Layer
 		switch {
 		case i > 0:
-			l = s.layers[0].over(byte(i+1), s.names[0])
+			l = s.layers[0].Over(byte(i+1), s.names[0])
 		case ext == "vhdx":
-			l = vhdxLayer{imagetest.NewVHDXLayer(stackSize, 512, 1, nil, "")}
+			l = imagetest.NewVHDXLayer(stackSize, 512, 1, nil, "").Layer()
 		default:
-			l = vhdLayer{imagetest.NewVHDLayer(stackSize, 64*kib, 1, nil, "")}
+			l = imagetest.NewVHDLayer(stackSize, 64*kib, 1, nil, "").Layer()
 		}
 		for range 12 {
-			l.change(s.rng)
+			l.Change(s.rng)
 		}
 		s.names = append([]string{fmt.Sprintf("disk%d.%s", i, ext)}, s.names...)
-		s.layers = append([]layer{l}, s.layers...)
+		s.layers = append([]imagetest.Layer{l}, s.layers...)
 	}
-	s.guest = bytes.Clone(s.layers[0].model())
+	s.guest = bytes.Clone(s.layers[0].Disk())
 	var images []*modelImage
 	for i, name := range slices.Backward(s.names) {
 		m := s.image(name)
-		m.mu.data = s.layers[i].file()
+		m.mu.data = s.layers[i].Bytes()
 		images = append(images, m)
 	}
 	s.rig = newRig(t, images...)
@@ -110,7 +70,7 @@ func (s *stack) image(name string) *modelImage {
 // sync writes what the writer changed in a layer to its file, sector by sector.
 func (s *stack) sync(i int, between func()) {
 	s.t.Helper()
-	was, now := s.images[s.names[i]].content(), s.layers[i].file()
+	was, now := s.images[s.names[i]].content(), s.layers[i].Bytes()
 	for at := 0; at < len(now); at += 512 {
 		if end := min(at+512, len(now)); at >= len(was) || !bytes.Equal(was[at:min(end, len(was))], now[at:end]) {
 			s.write(s.names[i], int64(at), now[at:end]...)
@@ -123,8 +83,8 @@ func (s *stack) sync(i int, between func()) {
 
 // use has the guest write.
 func (s *stack) use() {
-	s.layers[0].change(s.rng)
-	copy(s.guest, s.layers[0].model())
+	s.layers[0].Change(s.rng)
+	copy(s.guest, s.layers[0].Disk())
 	s.sync(0, nil)
 }
 
@@ -177,24 +137,24 @@ func (s *stack) snapshot() {
 		s.rename(was, name)
 		name = was
 	}
-	l := s.layers[0].over(byte(s.made+1), s.names[0])
-	s.names, s.layers = append([]string{name}, s.names...), append([]layer{l}, s.layers...)
-	s.add(name, l.file())
+	l := s.layers[0].Over(byte(s.made+1), s.names[0])
+	s.names, s.layers = append([]string{name}, s.names...), append([]imagetest.Layer{l}, s.layers...)
+	s.add(name, l.Bytes())
 }
 
 // merge writes what layer i has into the one below and takes it out of the chain; seals come between.
 func (s *stack) merge(i int, between func()) {
 	s.t.Helper()
-	up, down := s.layers[i].model(), s.layers[i+1]
+	up, down := s.layers[i].Disk(), s.layers[i+1]
 	for at := 0; at < len(up); at += 512 {
-		if end := min(at+512, len(up)); !bytes.Equal(up[at:end], down.model()[at:end]) {
-			down.put(int64(at), up[at:end])
+		if end := min(at+512, len(up)); !bytes.Equal(up[at:end], down.Disk()[at:end]) {
+			down.Put(int64(at), up[at:end])
 		}
 	}
 	s.sync(i+1, between)
 	gone := s.names[i]
 	if i > 0 {
-		s.layers[i-1].link(down, s.names[i+1])
+		s.layers[i-1].Link(down, s.names[i+1])
 		s.sync(i-1, nil)
 	}
 	s.names, s.layers = slices.Delete(s.names, i, i+1), slices.Delete(s.layers, i, i+1)
@@ -205,7 +165,7 @@ func (s *stack) merge(i int, between func()) {
 func (s *stack) move(i int) {
 	s.made++
 	s.rename(s.names[i], fmt.Sprintf("disk%d.%s", s.made, s.ext))
-	s.layers[i-1].link(s.layers[i], s.names[i])
+	s.layers[i-1].Link(s.layers[i], s.names[i])
 	s.sync(i-1, nil)
 }
 

@@ -105,3 +105,47 @@ func (l *VHDXLayer) Put(off int64, data []byte) {
 	l.Write(off, data)
 	copy(l.Model[off:], data)
 }
+
+// Layer is an image of a chain in either format.
+type Layer interface {
+	Bytes() []byte // of the file; the caller's
+	Put(off int64, data []byte)
+	Change(rnd *rand.Rand)
+	Disk() []byte                    // what it must read; the layer's
+	Over(id byte, name string) Layer // a new one over it, which it is called there
+	Link(parent Layer, name string)  // it lies over parent from now on, which is called so
+}
+
+// Layer is l as one of either format.
+func (l *VHDLayer) Layer() Layer { return vhdLayer{l} }
+
+// Layer is l as one of either format.
+func (l *VHDXLayer) Layer() Layer { return vhdxLayer{l} }
+
+type vhdLayer struct{ *VHDLayer }
+
+func (l vhdLayer) Bytes() []byte { return l.File() }
+func (l vhdLayer) Disk() []byte  { return l.Model }
+func (l vhdLayer) Over(id byte, name string) Layer {
+	return NewVHDLayer(l.Virtual, l.BlockSize, id, l.VHDLayer, name).Layer()
+}
+
+func (l vhdLayer) Link(parent Layer, name string) {
+	l.Reparent(parent.(vhdLayer).VHD, Created)
+	l.Locate(0, "W2ru", `.\`+name)
+	l.Locate(1, "W2ku", "")
+	l.Locate(2, "MacX", "")
+	l.Rename(name)
+}
+
+type vhdxLayer struct{ *VHDXLayer }
+
+func (l vhdxLayer) Bytes() []byte { return bytes.Clone(l.B) }
+func (l vhdxLayer) Disk() []byte  { return l.Model }
+func (l vhdxLayer) Over(id byte, name string) Layer {
+	return NewVHDXLayer(l.Virtual, l.Sector, id, l.VHDXLayer, name).Layer()
+}
+
+func (l vhdxLayer) Link(parent Layer, name string) {
+	l.Locate("parent_linkage", GUIDText(parent.(vhdxLayer).DataWrite), "relative_path", `.\`+name)
+}
