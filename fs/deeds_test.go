@@ -118,23 +118,31 @@ func childNames(args []string) error {
 	return nil
 }
 
-// TestRemovedFilesGoOn: a file that is open and has lost its name is there for the next process, and gone when it is closed.
-func TestRemovedFilesGoOn(t *testing.T) {
-	k := newKeeper(t)
+// killedUnderHolder kills the process twice while somebody has files open that lost their names; between comes before the next
+// process takes the mount over.
+func (k *keeper) killedUnderHolder(between func()) {
+	k.t.Helper()
 	k.image("a.raw", 1<<20)
 	k.image("b.raw", 1<<20)
 	k.start()
-	w := startWriter(t, "holder", k.mnt, k.src)
+	w := startWriter(k.t, "holder", k.mnt, k.src)
 	for range 2 {
 		k.awaitFile("held")
 		os.Remove(filepath.Join(k.src, "held"))
 		k.kill()
+		between()
 		k.start()
 		if err := os.WriteFile(filepath.Join(k.src, "next"), nil, 0o600); err != nil {
-			t.Fatal(err)
+			k.t.Fatal(err)
 		}
 	}
 	w.finish()
+}
+
+// TestRemovedFilesGoOn: a file that is open and has lost its name is there for the next process, and gone when it is closed.
+func TestRemovedFilesGoOn(t *testing.T) {
+	k := newKeeper(t)
+	k.killedUnderHolder(func() {})
 	for late := time.Now().Add(20 * time.Second); ; {
 		names, err := filepath.Glob(filepath.Join(k.src, hiddenPrefix+"*"))
 		if err == nil && len(names) == 0 {

@@ -401,21 +401,7 @@ func TestSilentMountIsToldApart(t *testing.T) {
 // TestFilesWithoutANameOutliveAFailedTakeover: who tries to take the mount over and cannot leaves all for the next one.
 func TestFilesWithoutANameOutliveAFailedTakeover(t *testing.T) {
 	k := newKeeper(t)
-	k.image("a.raw", 1<<20)
-	k.image("b.raw", 1<<20)
-	k.start()
-	w := startWriter(t, "holder", k.mnt, k.src)
-	for range 2 {
-		k.awaitFile("held")
-		os.Remove(filepath.Join(k.src, "held"))
-		k.kill()
-		k.failToTakeOver()
-		k.start()
-		if err := os.WriteFile(filepath.Join(k.src, "next"), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.finish()
+	k.killedUnderHolder(k.failToTakeOver)
 }
 
 // failToTakeOver tries it with a device that goes away when the files are looked for.

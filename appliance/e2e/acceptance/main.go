@@ -8,29 +8,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/stage"
 )
 
-func main() {
-	if code, is := rig.Keeper(); is {
-		os.Exit(code)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "acceptance:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(rig.Main("acceptance", run)) }
 
 func run(ctx context.Context) error {
 	dir := flag.String("dir", filepath.Join(os.TempDir(), "vhdrelay-acceptance"), "work and results; on a real disk, a few GB")

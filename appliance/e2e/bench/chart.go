@@ -78,7 +78,7 @@ func (b *bench) disturb(s *store, began time.Time, next string) ([]mark, error) 
 	}
 	marks := []mark{{time.Since(began), "SIGKILL"}}
 	pid := s.Pid()
-	if err := errors.Join(s.Signal(unix.SIGKILL), b.followed(s, pid)); err != nil {
+	if err := errors.Join(s.Signal(unix.SIGKILL), s.Followed(b.ctx, pid)); err != nil {
 		return nil, err
 	}
 	if err := b.pause(chartUpgrade - time.Since(began)); err != nil {
@@ -86,7 +86,7 @@ func (b *bench) disturb(s *store, began time.Time, next string) ([]mark, error) 
 	}
 	pid = s.Pid()
 	marks = append(marks, mark{time.Since(began), "upgrade"})
-	if err := errors.Join(s.Install(next), s.Signal(unix.SIGTERM), b.followed(s, pid)); err != nil {
+	if err := errors.Join(s.Install(next), s.Signal(unix.SIGTERM), s.Followed(b.ctx, pid)); err != nil {
 		return nil, err
 	}
 	if !s.Serves() {

@@ -111,7 +111,7 @@ func (b *bench) death(s *store, g *writer) (time.Duration, error) {
 		return 0, err
 	}
 	waited := time.Since(died)
-	return waited, b.followed(s, pid)
+	return waited, s.Followed(b.ctx, pid)
 }
 
 // killed kills a process and returns when it is dead.
@@ -141,17 +141,6 @@ func ended(pidfd int) error {
 			return nil
 		}
 	}
-}
-
-// followed waits until another process than pid serves and answers its operator.
-func (b *bench) followed(s *store, pid int) error {
-	return s.Await(b.ctx, "the next process", func() (bool, error) {
-		if s.Pid() == pid {
-			return false, nil
-		}
-		_, err := s.Status(b.ctx)
-		return err == nil, nil
-	})
 }
 
 // percentile is the smallest value that so large a part of all do not exceed.

@@ -8,10 +8,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,16 +18,7 @@ import (
 )
 
 func main() {
-	if code, is := rig.Keeper(); is {
-		os.Exit(code)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
-		os.Exit(1)
-	}
+	os.Exit(rig.Main("bench", func(ctx context.Context) error { return run(ctx, os.Args[1:], os.Stdout) }))
 }
 
 // bench is one run of the program.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -46,7 +45,10 @@ func (x *exercise) loseTheHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	points, err := x.points(ctx)
+	points, err := x.appliance.Points(ctx, vm, "--target", x.target.URL)
+	if err == nil && len(points) == 0 {
+		err = errors.New("the target has no point")
+	}
 	if err != nil {
 		return err
 	}
@@ -103,21 +105,6 @@ func (x *exercise) cut(ctx context.Context) (before int, err error) {
 		return 0, err
 	}
 	return before, errors.Join(x.machine.Kill(), x.appliance.Kill(), os.RemoveAll(x.appliance.Source), os.RemoveAll(x.appliance.State))
-}
-
-// points lists what the target has, oldest first.
-func (x *exercise) points(ctx context.Context) ([]rig.Point, error) {
-	out, err := x.appliance.Run(ctx, "points", vm, "--json", "--target", x.target.URL)
-	if err != nil {
-		return nil, err
-	}
-	var list struct {
-		Points []rig.Point `json:"points"`
-	}
-	if err := json.Unmarshal(out, &list); err != nil || len(list.Points) == 0 {
-		return nil, fmt.Errorf("points prints %q: %w", out, err)
-	}
-	return list.Points, nil
 }
 
 // choose returns what to export: the newest, or one that misses answered commits.

@@ -13,29 +13,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/stage"
 )
 
-func main() {
-	if code, is := rig.Keeper(); is {
-		os.Exit(code)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bootdrill:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(rig.Main("bootdrill", run)) }
 
 // options are the flags.
 type options struct {

@@ -206,13 +206,7 @@ func (x *exercise) killOne(ctx context.Context) (time.Duration, error) {
 	if err := x.appliance.Signal(unix.SIGKILL); err != nil {
 		return 0, err
 	}
-	err := x.appliance.Await(ctx, "the next process", func() (bool, error) {
-		if x.appliance.Pid() == pid {
-			return false, nil
-		}
-		_, err := x.appliance.Status(ctx)
-		return err == nil, nil
-	})
+	err := x.appliance.Followed(ctx, pid)
 	return time.Since(began), err
 }
 

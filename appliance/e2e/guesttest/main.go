@@ -9,22 +9,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "guesttest:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(rig.Main("guesttest", run)) }
 
 // options are the flags that say what is done.
 type options struct {

@@ -13,27 +13,20 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
 // patches is where the list is, from the root of the repository.
 const patches = "appliance/e2e/mutants/patches"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "mutants:", err)
-		os.Exit(1)
-	}
+	os.Exit(rig.Main("mutants", func(ctx context.Context) error { return run(ctx, os.Stdout) }))
 }
 
 func run(ctx context.Context, out io.Writer) error {

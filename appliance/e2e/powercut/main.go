@@ -10,25 +10,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/guest"
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 	"github.com/vhdrelay/vhdrelay/appliance/e2e/stage"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "powercut:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(rig.Main("powercut", run)) }
 
 func run(ctx context.Context) error {
 	cache := flag.String("cache", ".cache", "where the guest's image is kept")

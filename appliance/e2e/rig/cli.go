@@ -84,12 +84,12 @@ func (r *Rig) Sync(ctx context.Context, vm string) (SyncResult, error) {
 	return s, err
 }
 
-// Points lists the points of a VM, oldest first.
-func (r *Rig) Points(ctx context.Context, vm string) ([]Point, error) {
+// Points lists the points of a VM, oldest first. args are more of the command, as where to look.
+func (r *Rig) Points(ctx context.Context, vm string, args ...string) ([]Point, error) {
 	var list struct {
 		Points []Point `json:"points"`
 	}
-	err := r.json(ctx, &list, "points", vm)
+	err := r.json(ctx, &list, append([]string{"points", vm}, args...)...)
 	return list.Points, err
 }
 

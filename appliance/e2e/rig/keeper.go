@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -231,6 +232,17 @@ func (r *Rig) Exits() (codes []int, err error) {
 		codes = append(codes, code)
 	}
 	return codes, err
+}
+
+// Followed waits until another process than pid serves and answers its operator.
+func (r *Rig) Followed(ctx context.Context, pid int) error {
+	return r.Await(ctx, "the next process", func() (bool, error) {
+		if r.Pid() == pid {
+			return false, nil
+		}
+		_, err := r.Status(ctx)
+		return err == nil, nil
+	})
 }
 
 // Serves says whether the process that serves is the installed one.

@@ -257,16 +257,21 @@ func (g *guest) sync(ctx context.Context) (rig.Point, error) {
 		return rig.Point{}, err
 	}
 	bounds.Before = g.log.Tick()
+	return g.judgeSync(ctx, result, bounds)
+}
+
+// judgeSync judges the point that a sync said it made.
+func (g *guest) judgeSync(ctx context.Context, said rig.SyncResult, bounds stamp.Bounds) (rig.Point, error) {
 	points, err := g.rig.Points(ctx, g.vm)
 	if err != nil {
 		return rig.Point{}, err
 	}
 	for _, p := range points {
-		if p.ID == result.Point {
+		if p.ID == said.Point {
 			return p, g.check(ctx, p, bounds)
 		}
 	}
-	return rig.Point{}, fmt.Errorf("sync said point %s, points does not list it", result.Point)
+	return rig.Point{}, fmt.Errorf("sync said point %s, points does not list it", said.Point)
 }
 
 // checkAll exports and judges all points, or the last ten and an even sample of the others if they are more than most.

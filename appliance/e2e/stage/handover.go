@@ -131,13 +131,7 @@ func (h *heir) judge(ctx context.Context, after string) {
 func (h *heir) takenOver(ctx context.Context, pid int, began time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	err := h.rig.Await(ctx, "the next process", func() (bool, error) {
-		if h.rig.Pid() == pid {
-			return false, nil
-		}
-		_, err := h.rig.Status(ctx)
-		return err == nil, nil
-	})
+	err := h.rig.Followed(ctx, pid)
 	h.longest = max(h.longest, time.Since(began))
 	return err
 }

@@ -122,16 +122,7 @@ func (x *inside) syncInside(ctx context.Context) (rig.Point, error) {
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
 		return rig.Point{}, fmt.Errorf("sync prints %q: %w", out, err)
 	}
-	points, err := x.rig.Points(ctx, x.vm)
-	if err != nil {
-		return rig.Point{}, err
-	}
-	for _, p := range points {
-		if p.ID == result.Point {
-			return p, x.check(ctx, p, bounds)
-		}
-	}
-	return rig.Point{}, fmt.Errorf("sync said point %q, the target does not have it", result.Point)
+	return x.judgeSync(ctx, result, bounds)
 }
 
 // readStore reads the images in the disk of a machine that is off.

@@ -187,13 +187,7 @@ func (u *unquiet) takenOver(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	err := u.rig.Await(ctx, "the next process", func() (bool, error) {
-		if u.rig.Pid() == pid {
-			return false, nil
-		}
-		_, err := u.rig.Status(ctx)
-		return err == nil, nil
-	})
+	err := u.rig.Followed(ctx, pid)
 	u.longest = max(u.longest, time.Since(began))
 	return err
 }

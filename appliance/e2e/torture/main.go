@@ -12,27 +12,21 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
+
+	"github.com/vhdrelay/vhdrelay/appliance/e2e/rig"
 )
 
 // batch is how many seeds one child plays: enough that its start does not count.
 const batch = 10
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "torture:", err)
-		os.Exit(1)
-	}
+	os.Exit(rig.Main("torture", func(ctx context.Context) error { return run(ctx, os.Stdout) }))
 }
 
 func run(ctx context.Context, out io.Writer) error {
